@@ -1,0 +1,239 @@
+//! What is true: the configuration after every default is applied and every reference is resolved.
+//!
+//! [`file`] says what may be written; [`parse`] is the only way from one to the other. Nothing above this floor sees an
+//! `Option` that means "default". No I/O happens here: certificate and list files are named, not read.
+
+pub mod diagnostic;
+mod file;
+mod lint;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    ops::Range,
+    path::PathBuf,
+    time::Duration,
+};
+
+pub use diagnostic::Diagnostic;
+
+use crate::{balance::Balance, cidr::Cidr};
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub global: Global,
+    pub admin: Admin,
+    pub log: Log,
+    pub firewall: Firewall,
+    /// In the order of the file; at least one.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file; at least one.
+    pub pools: Vec<Pool>,
+}
+
+/// A value with the place it was written at, for messages about things that only show when files are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located<T> {
+    pub value: T,
+    /// Byte range in the configuration text.
+    pub span: Range<usize>,
+}
+
+/// A number that the host decides unless it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auto {
+    Auto,
+    Fixed(NonZeroUsize),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Global {
+    /// Data-plane threads; `Auto` is one per core.
+    pub workers: Auto,
+    /// Connections of the whole process; `Auto` derives it from the descriptor limit.
+    pub max_connections: Auto,
+    pub zero_copy: ZeroCopy,
+    /// Key of `ip_hash` and `maglev`: the same key gives the same choice on every node.
+    pub hash_key: [u8; 16],
+}
+
+/// When bytes may bypass user space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Copy small exchanges, splice bulk.
+    Auto,
+    /// Never splice.
+    Off,
+    /// Splice from the first byte.
+    Splice,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    pub bind: SocketAddr,
+    /// Who may connect to `bind`.
+    pub allow: Vec<Cidr>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    pub access: AccessLog,
+    pub format: LogFormat,
+    pub level: LogLevel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    Stdout,
+    File(PathBuf),
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Firewall {
+    pub default: Action,
+    pub deny_action: DenyAction,
+    /// In written order: the first match decides.
+    pub rules: Vec<Rule>,
+    pub tests: Vec<FirewallTest>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    Allow,
+    Deny,
+}
+
+/// How a denied client is sent away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenyAction {
+    /// Close without a byte.
+    Drop,
+    /// RST.
+    Reset,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// Unique; `default` is reserved.
+    pub name: String,
+    pub action: Action,
+    pub networks: Networks,
+    /// Names of the listeners it applies to; empty means every one.
+    pub listeners: BTreeSet<String>,
+    /// Counted, not enforced.
+    pub shadow: bool,
+    /// Where the whole rule stands.
+    pub span: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Networks {
+    Inline(Vec<Cidr>),
+    /// One network per line; read when the configuration is put to work. Relative paths are already resolved.
+    File(Located<PathBuf>),
+}
+
+/// A question about the firewall with its answer, asked by `check`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FirewallTest {
+    pub from: IpAddr,
+    /// Every listener when none is named.
+    pub listener: Option<String>,
+    pub expect: Action,
+    pub span: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    pub name: String,
+    /// At least one.
+    pub binds: Vec<Located<SocketAddr>>,
+    /// Name of an existing pool.
+    pub pool: String,
+    /// `None`: plain TCP.
+    pub tls: Option<Tls>,
+    /// `None`: only the limit of the process.
+    pub max_connections: Option<NonZeroUsize>,
+    pub timeouts: ListenerTimeouts,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerTimeouts {
+    /// The whole TLS handshake.
+    pub handshake: Duration,
+    /// No byte in either direction.
+    pub idle: Duration,
+    /// Silence after one side has finished sending.
+    pub half_closed: Duration,
+    /// `Duration::ZERO` is never.
+    pub max_age: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tls {
+    /// At least one; the first answers unknown names unless `strict_sni`.
+    pub certificates: Vec<CertificateFiles>,
+    pub min_version: TlsVersion,
+    /// In order of preference; empty means ALPN is not negotiated.
+    pub alpn: Vec<String>,
+    pub strict_sni: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct CertificateFiles {
+    /// PEM chain, leaf first. Relative paths are already resolved.
+    pub cert: Located<PathBuf>,
+    /// PEM key.
+    pub key: Located<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    pub name: String,
+    /// At least one, names and addresses unique, at least one that is not a backup.
+    pub backends: Vec<Backend>,
+    pub balance: Balance,
+    /// Other backends tried while no client byte was forwarded.
+    pub retries: u32,
+    /// One connect attempt.
+    pub connect_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    pub name: String,
+    pub address: SocketAddr,
+    /// 0 to 256; 0 takes no traffic.
+    pub weight: u16,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Active,
+    /// Used only when every active one is down.
+    Backup,
+}
