@@ -3,9 +3,19 @@
 //! [`file`] says what may be written; [`parse`] is the only way from one to the other. Nothing above this floor sees an
 //! `Option` that means "default". No I/O happens here: certificate and list files are named, not read.
 
+mod check;
+pub mod code;
+mod convert;
 pub mod diagnostic;
 mod file;
+mod lines;
 mod lint;
+mod network;
+mod read;
+mod reader;
+mod render;
+mod syntax;
+mod value;
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +26,10 @@ use std::{
     time::Duration,
 };
 
+pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_HASH_KEY, MAX_BYTES, parse, too_large};
 pub use diagnostic::Diagnostic;
+
+pub use crate::firewall::Action;
 
 use crate::{balance::Balance, cidr::Cidr};
 
@@ -112,12 +125,6 @@ pub struct Firewall {
     /// In written order: the first match decides.
     pub rules: Vec<Rule>,
     pub tests: Vec<FirewallTest>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
-    Allow,
-    Deny,
 }
 
 /// How a denied client is sent away.

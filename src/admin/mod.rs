@@ -1,0 +1,177 @@
+//! The admin HTTP server: read-only, for scrapers, probes and people with curl.
+//!
+//! It runs on the control thread. One request per connection and a bound on everything, because a monitoring port is where
+//! scanners and browsers knock: connections, header size and time, total time.
+
+mod guard;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State as Shared,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time,
+};
+
+use crate::{address::canonical_ip, cidr::Cidr, metrics::Format};
+
+/// Writes a scrape. It is called on the control thread and must not wait for anything.
+pub type Scrape = Box<dyn Fn(Format) -> String + Send + Sync>;
+
+/// What the answers are made of.
+pub struct State {
+    /// Who may connect; nobody else gets a byte.
+    pub allow: Vec<Cidr>,
+    /// DNS names the server may be called by, for scrapers that are configured by name. Addresses and `localhost` need no
+    /// entry: any address where the bind is not loopback, otherwise loopback ones.
+    pub hosts: Vec<String>,
+    /// Whether new connections are welcome: false before the listeners are open and from the start of a drain.
+    pub ready: AtomicBool,
+    pub metrics: Scrape,
+}
+
+/// A request is short and an answer takes one write: 64 is far beyond every honest use.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// From accept to close, so that a client that does not read its answer is gone too.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// After an accept that failed, for want of descriptors most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until it is dropped, which ends its connections too.
+pub async fn serve(listener: TcpListener, state: Arc<State>) {
+    serve_with(listener, state, HEADER_TIMEOUT).await;
+}
+
+async fn serve_with(listener: TcpListener, state: Arc<State>, header_timeout: Duration) {
+    let Ok(bound) = listener.local_addr() else { return };
+    let router = router(&state);
+    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
+        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, peer)) if allowed(&state, peer) => stream,
+            Ok(_) => continue,
+            Err(_) => {
+                time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection = connection(stream, bound, router.clone(), Arc::clone(&state), header_timeout);
+        connections.spawn(async move {
+            // Both errors mean that it is over: too slow, or nothing we could answer.
+            let _ = time::timeout(TOTAL_TIMEOUT, connection).await;
+            drop(seat);
+        });
+    }
+}
+
+fn allowed(state: &State, peer: SocketAddr) -> bool {
+    let peer = canonical_ip(peer.ip());
+    state.allow.iter().any(|network| network.contains(peer))
+}
+
+async fn connection(
+    stream: TcpStream,
+    bound: SocketAddr,
+    router: Router,
+    state: Arc<State>,
+    header_timeout: Duration,
+) -> hyper::Result<()> {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let refusal = guard::refusal(&request, bound, &state.hosts);
+        let answer = refusal.is_none().then(|| hyper::service::Service::call(&router, request));
+        async move {
+            match (refusal, answer) {
+                (None, Some(answer)) => answer.await,
+                (refusal, _) => Ok::<_, Infallible>(refusal.unwrap_or(StatusCode::FORBIDDEN).into_response()),
+            }
+        }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .keep_alive(false)
+        // `printf ... | nc` finishes its side before it reads.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+fn router(state: &Arc<State>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(Arc::clone(state))
+}
+
+async fn page() -> &'static str {
+    concat!(
+        "sluicegate ",
+        env!("CARGO_PKG_VERSION"),
+        "\n\n/metrics  Prometheus text, or OpenMetrics where it is asked for\n",
+        "/healthz  200 while the process lives\n",
+        "/readyz   200 while it takes new connections, 503 otherwise\n",
+    )
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let format = Format::accepted(accept);
+    ([(header::CONTENT_TYPE, format.content_type())], (state.metrics)(format)).into_response()
+}
+
+async fn ready(Shared(state): Shared<Arc<State>>) -> (StatusCode, &'static str) {
+    if state.ready.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allow, hosts, ready, metrics: _ } = self;
+        f.debug_struct("State")
+            .field("allow", allow)
+            .field("hosts", hosts)
+            .field("ready", ready)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! `check`: the verdict that `run` would give, without running.
+
+use std::{collections::BTreeSet, io::Write, process::ExitCode};
+
+use super::{ConfigArgument, Failure, Refused, WRONG_INPUT, load_file, print_diagnostics, provider};
+use crate::{
+    config::{Config, Role, diagnostic},
+    firewall::Action,
+    load::{self, Loaded},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Treat warnings as errors
+    #[arg(long)]
+    strict: bool,
+    /// Print the diagnostics as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn check(arguments: &Arguments) -> ExitCode {
+    let result = if arguments.json { check_json(arguments) } else { check_text(arguments) };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Refused(refused)) => {
+            print_diagnostics(&refused);
+            ExitCode::from(WRONG_INPUT)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(WRONG_INPUT)
+        }
+    }
+}
+
+fn check_text(arguments: &Arguments) -> Result<(), Failure> {
+    let (_, loaded) = load_file(&arguments.config.config, &provider())?;
+    if arguments.strict && !loaded.warnings.is_empty() {
+        return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len(), "warning"))));
+    }
+    say(&format!("ok: {}", summary(&loaded)))
+}
+
+fn check_json(arguments: &Arguments) -> Result<(), Failure> {
+    let path = &arguments.config.config;
+    let (source, result) = match load::read(path) {
+        Ok(source) => {
+            let result = load::load(&source, &provider());
+            (source, result)
+        }
+        Err(error) => (load::Text { path: path.clone(), text: String::new() }, Err(vec![error])),
+    };
+    let (diagnostics, summary) = match result {
+        Ok(loaded) => (loaded.warnings.clone(), Some(summary(&loaded))),
+        Err(errors) => (errors, None),
+    };
+    let ok = summary.is_some() && !(arguments.strict && !diagnostics.is_empty());
+    let answer = serde_json::json!({
+        "ok": ok,
+        "summary": summary,
+        "diagnostics": diagnostic::to_json(&diagnostics, &source.path, &source.text),
+    });
+    say(&answer.to_string())?;
+    if ok { Ok(()) } else { Err(Refused::new(Vec::new(), &source)) }
+}
+
+fn say(line: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Other(error.into()))
+}
+
+/// `2 listeners, 1 pool, 3 backends (active-active), 812344 deny prefixes`
+fn summary(loaded: &Loaded) -> String {
+    let config = &loaded.config;
+    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let denied: usize = config
+        .firewall
+        .rules
+        .iter()
+        .zip(&loaded.prefixes)
+        .filter(|(rule, _)| rule.action == Action::Deny && !rule.shadow)
+        .map(|(_, (v4, v6))| v4 + v6)
+        .sum();
+    let deny = if denied == 1 { "deny prefix" } else { "deny prefixes" };
+    format!(
+        "{}, {}, {} ({}), {denied} {deny}",
+        count(config.listeners.len(), "listener"),
+        count(config.pools.len(), "pool"),
+        count(backends, "backend"),
+        modes(config),
+    )
+}
+
+fn modes(config: &Config) -> String {
+    let mode = |pool: &crate::config::Pool| {
+        let passive = pool.backends.iter().any(|backend| backend.role == Role::Backup);
+        if passive { "active-passive" } else { "active-active" }
+    };
+    let modes: BTreeSet<_> = config.pools.iter().map(mode).collect();
+    modes.into_iter().collect::<Vec<_>>().join(" and ")
+}
+
+fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}

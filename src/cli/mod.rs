@@ -1,0 +1,142 @@
+//! The command line: one file per verb, and what they share.
+
+mod check;
+mod demo;
+mod run;
+mod signals;
+mod up;
+
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Parser, Subcommand};
+use rustls::crypto::CryptoProvider;
+
+use crate::{
+    config::{Diagnostic, diagnostic},
+    load::{self, Loaded, Text},
+    tls::acceptor,
+};
+
+/// Exit codes (product contract): the input is wrong; the command line is.
+const WRONG_INPUT: u8 = 1;
+const USAGE: u8 = 64;
+
+/// Where the configuration is when nobody says.
+const DEFAULT_CONFIG: &str = "/etc/sluicegate/sluicegate.toml";
+
+/// A layer-4 TCP load balancer: TLS termination, CIDR firewall, zero-copy relay, Prometheus metrics.
+#[derive(Debug, Parser)]
+#[command(name = "sluicegate", version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Three backends, a certificate and the balancer in front of them: nothing else needed
+    Demo(demo::Arguments),
+    /// Run in the foreground
+    Run(run::Arguments),
+    /// Check a configuration and everything it names, without running it
+    Check(check::Arguments),
+    /// Run without a configuration file: HTTPS for HOST in front of some backends
+    Up(up::Arguments),
+}
+
+/// Which configuration file.
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// Configuration file
+    #[arg(long, short, value_name = "FILE", env = "SLUICEGATE_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+/// Runs the verb that was asked for.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match arguments.verb {
+        Verb::Demo(arguments) => demo::demo(&arguments),
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::Check(arguments) => return check::check(&arguments),
+        Verb::Up(arguments) => up::up(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Refused(refused)) => {
+            print_diagnostics(&refused);
+            ExitCode::from(WRONG_INPUT)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(WRONG_INPUT)
+        }
+    }
+}
+
+/// Why a verb did not do its work.
+#[derive(Debug)]
+enum Failure {
+    /// The configuration is wrong, or cannot be put to work here.
+    Refused(Refused),
+    Other(anyhow::Error),
+}
+
+/// Diagnostics and the text they point into.
+#[derive(Debug)]
+struct Refused {
+    diagnostics: Vec<Diagnostic>,
+    source: Text,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Refused {
+    fn new(diagnostics: Vec<Diagnostic>, source: &Text) -> Failure {
+        Failure::Refused(Self { diagnostics, source: source.clone() })
+    }
+}
+
+/// Reads a configuration file with everything it names. Warnings are shown.
+fn load_file(path: &Path, provider: &CryptoProvider) -> Result<(Text, Loaded), Failure> {
+    let nothing = || Text { path: path.to_owned(), text: String::new() };
+    let source = load::read(path).map_err(|error| Refused::new(vec![error], &nothing()))?;
+    let loaded = load_text(&source, provider)?;
+    Ok((source, loaded))
+}
+
+/// As [`load_file`], for a text that is at hand.
+fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure> {
+    let loaded = load::load(source, provider).map_err(|errors| Refused::new(errors, source))?;
+    if !loaded.warnings.is_empty() {
+        print_diagnostics(&Refused { diagnostics: loaded.warnings.clone(), source: source.clone() });
+    }
+    Ok(loaded)
+}
+
+fn print_diagnostics(refused: &Refused) {
+    let Refused { diagnostics, source } = refused;
+    let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(acceptor::provider())
+}

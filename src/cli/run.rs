@@ -1,0 +1,78 @@
+//! `run`: the product in the foreground.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use rustls::crypto::CryptoProvider;
+use tokio::runtime::Runtime;
+use tracing::info;
+
+use super::{ConfigArgument, Failure, Refused, load_file, provider, signals::Signals};
+use crate::{
+    load::{Loaded, Text},
+    messages,
+    supervisor::{self, Gate, Options},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// One listening socket of each address for all workers, instead of one for each (SO_REUSEPORT)
+    #[arg(long)]
+    no_reuseport: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let provider = provider();
+    let (source, loaded) = load_file(&arguments.config.config, &provider)?;
+    let options = Options { reuseport: !arguments.no_reuseport };
+    serve(&source, &loaded, options, &provider, |_| Ok(()))
+}
+
+/// Runs until a signal; `started` is called when clients are served.
+pub(super) fn serve(
+    source: &Text,
+    loaded: &Loaded,
+    options: Options,
+    provider: &Arc<CryptoProvider>,
+    started: impl FnOnce(&Gate) -> anyhow::Result<()>,
+) -> Result<(), Failure> {
+    messages::init_messages(loaded.config.log.format, loaded.config.log.level).context("cannot set messages up")?;
+    let runtime = control_runtime()?;
+    runtime.block_on(async {
+        let mut signals = Signals::new().context("cannot take signals over")?;
+        let gate = supervisor::start(loaded, options, provider).map_err(|errors| Refused::new(errors, source))?;
+        announce(&gate);
+        started(&gate)?;
+        let signal = signals.stop().await;
+        info!(signal, "stopping");
+        gate.stop();
+        Ok(())
+    })
+}
+
+/// The control thread is the one that calls; blocking work gets threads of its own.
+pub(super) fn control_runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .context("cannot start the control runtime")
+}
+
+fn announce(gate: &Gate) {
+    let limits = &gate.limits;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = limits.workers,
+        max_connections = limits.connections,
+        descriptors = limits.descriptors,
+        pipes = limits.pipes,
+        "starting"
+    );
+    for (listener, address) in gate.listening() {
+        info!(listener, %address, "listening");
+    }
+    info!("ready");
+}

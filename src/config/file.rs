@@ -1,0 +1,181 @@
+//! What may be written: a mirror of the file. `None` is a key that is not written, or one whose mistake is noted already.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    ops::Range,
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, Role, TlsVersion, ZeroCopy,
+    reader::Schema, value::Bounds,
+};
+use crate::{balance::Balance, cidr::Cidr};
+
+pub type Written<T> = Option<Located<T>>;
+pub type WrittenList<T> = Written<Vec<Located<T>>>;
+
+#[derive(Debug)]
+pub struct File {
+    pub global: Global,
+    pub admin: Admin,
+    pub log: Log,
+    pub timeouts: Timeouts,
+    pub firewall: Firewall,
+    pub listeners: Vec<Listener>,
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Debug, Default)]
+pub struct Global {
+    pub workers: Written<Auto>,
+    pub max_connections: Written<Auto>,
+    pub zero_copy: Written<ZeroCopy>,
+    pub hash_key: Written<[u8; 16]>,
+}
+
+#[derive(Debug, Default)]
+pub struct Admin {
+    pub bind: Written<SocketAddr>,
+    pub allow: WrittenList<Cidr>,
+}
+
+#[derive(Debug, Default)]
+pub struct Log {
+    pub access: Written<AccessLog>,
+    pub format: Written<LogFormat>,
+    pub level: Written<LogLevel>,
+}
+
+#[derive(Debug, Default)]
+pub struct Timeouts {
+    pub handshake: Written<Duration>,
+    pub connect: Written<Duration>,
+    pub idle: Written<Duration>,
+    pub half_closed: Written<Duration>,
+    pub max_age: Written<Duration>,
+}
+
+#[derive(Debug, Default)]
+pub struct Firewall {
+    pub default: Written<Action>,
+    pub deny_action: Written<DenyAction>,
+    pub rules: Vec<Rule>,
+    pub tests: Vec<Test>,
+}
+
+#[derive(Debug)]
+pub struct Rule {
+    pub span: Range<usize>,
+    pub name: Written<String>,
+    pub matches: Option<(Action, Networks)>,
+    pub listeners: WrittenList<String>,
+    pub shadow: Written<bool>,
+}
+
+#[derive(Debug)]
+pub struct Test {
+    pub span: Range<usize>,
+    pub from: Written<IpAddr>,
+    pub listener: Written<String>,
+    pub expect: Written<Action>,
+}
+
+#[derive(Debug)]
+pub struct Listener {
+    pub name: Located<String>,
+    pub bind: WrittenList<SocketAddr>,
+    pub pool: Written<String>,
+    pub max_connections: Written<NonZeroUsize>,
+    pub tls: Option<Tls>,
+    pub timeouts: Timeouts,
+}
+
+#[derive(Debug)]
+pub struct Tls {
+    pub certificates: Vec<Certificate>,
+    pub min_version: Written<TlsVersion>,
+    pub alpn: WrittenList<String>,
+    pub strict_sni: Written<bool>,
+}
+
+#[derive(Debug)]
+pub struct Certificate {
+    pub cert: Written<PathBuf>,
+    pub key: Written<PathBuf>,
+}
+
+#[derive(Debug)]
+pub struct Pool {
+    pub name: Located<String>,
+    pub balance: Written<Balance>,
+    pub retries: Written<u32>,
+    pub timeouts: Timeouts,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Debug)]
+pub struct Backend {
+    pub name: Written<String>,
+    pub address: Written<SocketAddr>,
+    pub weight: Written<u32>,
+    pub role: Written<Role>,
+}
+
+impl From<Located<SocketAddr>> for Backend {
+    fn from(address: Located<SocketAddr>) -> Self {
+        Self { name: None, address: Some(address), weight: None, role: None }
+    }
+}
+
+pub const ROOT: Schema =
+    Schema { name: "the file", keys: &["global", "admin", "log", "timeouts", "firewall", "listener", "pool"] };
+pub const GLOBAL: Schema = Schema { name: "[global]", keys: &["workers", "max_connections", "zero_copy", "hash_key"] };
+pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "allow"] };
+pub const LOG: Schema = Schema { name: "[log]", keys: &["access", "format", "level"] };
+pub const TIMEOUTS: Schema =
+    Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age"] };
+pub const LISTENER_TIMEOUTS: Schema =
+    Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
+pub const POOL_TIMEOUTS: Schema = Schema { name: "[pool.*.timeouts]", keys: &["connect"] };
+pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };
+pub const RULE: Schema = Schema {
+    name: "[[firewall.rules]]",
+    keys: &["name", "allow", "deny", "allow_file", "deny_file", "listeners", "shadow"],
+};
+pub const TEST: Schema = Schema { name: "[[firewall.tests]]", keys: &["from", "listener", "expect"] };
+pub const LISTENER: Schema =
+    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "timeouts"] };
+pub const TLS: Schema =
+    Schema { name: "[listener.*.tls]", keys: &["cert", "key", "certificates", "min_version", "alpn", "strict_sni"] };
+pub const CERTIFICATE: Schema = Schema { name: "[[listener.*.tls.certificates]]", keys: &["cert", "key"] };
+pub const POOL: Schema = Schema { name: "[pool.*]", keys: &["balance", "backends", "backend", "retries", "timeouts"] };
+pub const BACKEND: Schema = Schema { name: "[[pool.*.backend]]", keys: &["name", "address", "weight", "role"] };
+
+pub const ZERO_COPY: &[(&str, ZeroCopy)] =
+    &[("auto", ZeroCopy::Auto), ("off", ZeroCopy::Off), ("splice", ZeroCopy::Splice)];
+pub const FORMAT: &[(&str, LogFormat)] = &[("json", LogFormat::Json), ("text", LogFormat::Text)];
+pub const LEVEL: &[(&str, LogLevel)] =
+    &[("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];
+pub const ACTION: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
+pub const DENY_ACTION: &[(&str, DenyAction)] = &[("drop", DenyAction::Drop), ("reset", DenyAction::Reset)];
+pub const TLS_VERSION: &[(&str, TlsVersion)] = &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+pub const ROLE: &[(&str, Role)] = &[("active", Role::Active), ("backup", Role::Backup)];
+pub const BALANCE: &[(&str, Balance)] = &[
+    ("round_robin", Balance::RoundRobin),
+    ("least_conn", Balance::LeastConn),
+    ("ip_hash", Balance::IpHash),
+    ("maglev", Balance::Maglev),
+    ("p2c", Balance::P2c),
+];
+
+// Bounds that no sensible file reaches: they catch slips of the keyboard.
+pub const MOST_WORKERS: u32 = 1024;
+pub const MOST_CONNECTIONS: u32 = 100_000_000;
+pub const MOST_RETRIES: u32 = 100;
+pub const MOST_WEIGHT: u32 = 256;
+pub const DAY: Bounds = Bounds { zero: false, hours: 24 };
+pub const YEAR: Bounds = Bounds { zero: false, hours: 24 * 365 };
+pub const YEAR_OR_NEVER: Bounds = Bounds { zero: true, hours: 24 * 365 };

@@ -1,0 +1,279 @@
+//! One client's whole life. Start reading here.
+//!
+//! [`admit`] says yes or no straight after accept, [`Connection::serve`] does the rest from top to bottom. Every return
+//! is an [`Outcome`]; metrics and the log are written once, by [`Connection::run`], from what the connection noted.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    access_log::{Record, Seconds, TlsDetails},
+    backend::Lease,
+    config::DenyAction,
+    dial::{self, DialError},
+    drain::Watcher,
+    firewall::Action,
+    frontend::{Frontend, Place},
+    local::Local,
+    metrics::{HandshakeFailure, RelayPath, Resumption},
+    outcome::Outcome,
+    pool::Search,
+    relay::{self, Client, Control, End, Meter, tls::TlsClient},
+    sys::socket::{Socket, turn_away},
+    tls::acceptor::{self, Agreement},
+};
+
+/// An admitted client.
+#[derive(Debug)]
+pub struct Connection {
+    frontend: Arc<Frontend>,
+    local: Rc<Local>,
+    client: SocketAddr,
+    accepted: Instant,
+    rule: Arc<str>,
+    _places: [Place; 2],
+    meter: Meter,
+    notes: RefCell<Notes>,
+}
+
+/// What is learnt on the way, for the log.
+#[derive(Debug, Default)]
+struct Notes {
+    tls: Option<Agreement>,
+    sni: Option<Box<str>>,
+    backend: Option<Arc<str>>,
+    attempts: u32,
+    connect: Option<Duration>,
+    /// Closed before anything was said: counted, not logged (traps O8).
+    silent: bool,
+}
+
+/// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
+/// costs accept, close and at most one option (traps F5).
+pub fn admit(
+    fd: OwnedFd,
+    client: SocketAddr,
+    frontend: &Arc<Frontend>,
+    local: &Rc<Local>,
+) -> Option<(Connection, OwnedFd)> {
+    let cells = frontend.cells.at(local.index);
+    cells.accepted.add(1);
+    let (action, rule) = frontend.firewall.judge(client.ip(), local.index);
+    if action == Action::Deny {
+        turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
+        cells.close(Outcome::Denied, Duration::ZERO);
+        return None;
+    }
+    let [process, listener] = &frontend.limits;
+    let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
+        turn_away(fd, true);
+        cells.close(Outcome::MaxConnections, Duration::ZERO);
+        return None;
+    };
+    let connection = Connection {
+        frontend: Arc::clone(frontend),
+        local: Rc::clone(local),
+        client,
+        accepted: Instant::now(),
+        rule: Arc::clone(rule),
+        _places: [process, listener],
+        meter: Meter::new(Arc::clone(&frontend.cells), local.index),
+        notes: RefCell::default(),
+    };
+    Some((connection, fd))
+}
+
+impl Connection {
+    /// Serves the client and tells how it ended.
+    pub async fn run(self, fd: OwnedFd) {
+        let watcher = self.local.drain.watcher();
+        let mut ending = Ending { connection: &self, outcome: None };
+        ending.outcome = Some(match self.serve(fd, &watcher).await {
+            Ok(end) => end.into(),
+            Err(outcome) => outcome,
+        });
+    }
+
+    async fn serve(&self, fd: OwnedFd, drain: &Watcher) -> Result<End, Outcome> {
+        let frontend = &*self.frontend;
+        let socket = Socket::accepted(fd).map_err(|_| Outcome::OutOfResources)?;
+        let client = match &frontend.tls {
+            None => Client::Plain(socket),
+            // Boxed, so that the state of a handshake is gone when the relay begins.
+            Some(_) => drain.unless_on(Box::pin(self.shake_hands(socket))).await.unwrap_or(Err(Outcome::Drained))?,
+        };
+        let dialled = drain.unless_on(Box::pin(self.dial())).await.unwrap_or(Err(Outcome::Drained));
+        let (_lease, backend) = match dialled {
+            Ok(dialled) => dialled,
+            Err(outcome) => {
+                client.reset_on_close();
+                return Err(outcome);
+            }
+        };
+        let control = Control { timeouts: frontend.timeouts, drain };
+        Ok(relay::run(client, backend, &self.local.resources, &self.meter, control).await)
+    }
+
+    /// Terminates TLS within the deadline.
+    async fn shake_hands(&self, socket: Socket) -> Result<Client, Outcome> {
+        let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
+        let cells = self.frontend.cells.at(self.local.index);
+        match acceptor::handshake(socket, policy, self.frontend.handshake).await {
+            Ok((socket, tls, agreement)) => {
+                cells.tls_handshakes(agreement.version, agreement.resumption).add(1);
+                cells.tls_duration.observe(agreement.took);
+                self.notes.borrow_mut().tls = Some(agreement);
+                Ok(Client::Tls(Box::new(TlsClient::new(socket, tls))))
+            }
+            Err(refusal) => {
+                let mut notes = self.notes.borrow_mut();
+                notes.silent = refusal.silent;
+                notes.sni = refusal.sni;
+                if !refusal.silent {
+                    cells.tls_failures.at(refusal.reason).add(1);
+                }
+                Err(refusal.reason.into())
+            }
+        }
+    }
+
+    /// Connects a backend. As no client byte was forwarded yet, a failure moves on to another one (traps B1).
+    async fn dial(&self) -> Result<(Lease, Socket), Outcome> {
+        let pool = &*self.frontend.pool;
+        let index = self.local.index;
+        let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
+        for attempt in 0..=pool.retries {
+            let Some(lease) = search.next() else {
+                return Err(if attempt == 0 { Outcome::NoBackend } else { Outcome::ConnectFailed });
+            };
+            if attempt > 0 {
+                pool.cells.at(index).retries.add(1);
+            }
+            self.note_attempt(&lease);
+            let cells = lease.backend().cells.at(index);
+            match dial::connect(lease.backend().address, pool.connect_timeout).await {
+                Ok((socket, took)) => {
+                    cells.connections.add(1);
+                    pool.cells.at(index).connect_duration.observe(took);
+                    self.notes.borrow_mut().connect = Some(took);
+                    return Ok((lease, socket));
+                }
+                Err(DialError::Exhausted) => return Err(Outcome::OutOfResources),
+                Err(DialError::Failed(reason)) => {
+                    cells.connect_failures.at(reason).add(1);
+                    search.failed(&lease);
+                }
+            }
+        }
+        Err(Outcome::ConnectFailed)
+    }
+
+    /// Whether nothing was said: a port probe, counted and not logged (traps O8).
+    fn is_a_probe(&self, outcome: Outcome) -> bool {
+        let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
+        let notes = self.notes.borrow();
+        closed && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
+    }
+
+    fn record(&self, outcome: Outcome, total: Duration) -> Record {
+        let mut notes = self.notes.borrow_mut();
+        let tls = notes.tls.take();
+        let (received_bytes, sent_bytes) = self.meter.received_and_sent();
+        let path = match (&tls, self.meter.spliced()) {
+            (Some(_), _) => RelayPath::Tls,
+            (None, true) => RelayPath::Splice,
+            (None, false) => RelayPath::Copy,
+        };
+        Record {
+            ts: SystemTime::now(),
+            id: self.local.random(),
+            listener: Arc::clone(&self.frontend.name),
+            client: self.client,
+            sni: tls.as_ref().map_or(notes.sni.take(), |tls| tls.sni.clone()),
+            rule: Arc::clone(&self.rule),
+            pool: Arc::clone(&self.frontend.pool.name),
+            backend: notes.backend.take(),
+            attempts: notes.attempts,
+            received_bytes,
+            sent_bytes,
+            path: notes.connect.map(|_| path),
+            seconds: Seconds {
+                handshake: tls.as_ref().map(|tls| tls.took),
+                queue: Duration::ZERO,
+                connect: notes.connect,
+                first_byte: self.meter.first_byte().map(|at| at - self.accepted),
+                total,
+            },
+            tls: tls.map(|tls| TlsDetails {
+                version: tls.version,
+                cipher: tls.cipher,
+                alpn: tls.alpn,
+                resumed: tls.resumption == Resumption::Resumed,
+            }),
+            outcome,
+        }
+    }
+
+    fn note_attempt(&self, lease: &Lease) {
+        let mut notes = self.notes.borrow_mut();
+        notes.attempts += 1;
+        notes.backend = Some(Arc::clone(&lease.backend().name));
+    }
+}
+
+/// Writes the end of a connection down, also when it is cut off or ends by a panic.
+struct Ending<'a> {
+    connection: &'a Connection,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let Connection { local, frontend, accepted, .. } = self.connection;
+        let outcome =
+            self.outcome.unwrap_or_else(|| if std::thread::panicking() { Outcome::Internal } else { Outcome::Drained });
+        let total = accepted.elapsed();
+        if !self.connection.is_a_probe(outcome) {
+            local.log(|| self.connection.record(outcome, total));
+        }
+        if outcome == Outcome::Internal {
+            local.count_panic();
+        }
+        frontend.cells.at(local.index).close(outcome, total);
+    }
+}
+
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        match end {
+            End::ClientClosed | End::ClientTruncated => Self::ClientClosed,
+            End::BackendClosed => Self::BackendClosed,
+            End::ClientReset => Self::ClientReset,
+            End::BackendReset => Self::BackendReset,
+            End::TlsError => Self::TlsError,
+            End::IdleTimeout => Self::IdleTimeout,
+            End::HalfClosedTimeout => Self::HalfClosedTimeout,
+            End::MaxAge => Self::MaxAge,
+            End::Drained => Self::Drained,
+        }
+    }
+}
+
+impl From<HandshakeFailure> for Outcome {
+    fn from(failure: HandshakeFailure) -> Self {
+        match failure {
+            HandshakeFailure::Timeout => Self::HandshakeTimeout,
+            HandshakeFailure::TlsError => Self::TlsError,
+            HandshakeFailure::NotTls | HandshakeFailure::NotTlsHttp => Self::NotTls,
+            HandshakeFailure::UnknownSni => Self::UnknownSni,
+            HandshakeFailure::NoSharedAlpn => Self::NoSharedAlpn,
+            HandshakeFailure::ClientClosed => Self::ClientClosed,
+        }
+    }
+}

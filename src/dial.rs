@@ -1,0 +1,45 @@
+//! Connecting one backend.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+
+use crate::{metrics::ConnectFailure, sys::socket::Socket};
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DialError {
+    /// This host has no descriptor or memory for it; no backend is to blame (traps A6).
+    Exhausted,
+    /// This attempt failed, and another backend may do better.
+    Failed(ConnectFailure),
+}
+
+/// Connects `address` within `timeout`, and says how long it took.
+pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<(Socket, Duration), DialError> {
+    let begin = Instant::now();
+    let socket = Socket::connecting(address).map_err(|error| reason(&error))?;
+    match tokio::time::timeout(timeout, poll_fn(|cx| socket.poll_connected(cx))).await {
+        Ok(Ok(())) => Ok((socket, begin.elapsed())),
+        Ok(Err(error)) => Err(reason(&error)),
+        Err(_) => Err(DialError::Failed(ConnectFailure::Timeout)),
+    }
+}
+
+fn reason(error: &io::Error) -> DialError {
+    let Some(code) = error.raw_os_error() else { return DialError::Failed(ConnectFailure::Other) };
+    DialError::Failed(match Errno::from_raw_os_error(code) {
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => return DialError::Exhausted,
+        Errno::CONNREFUSED => ConnectFailure::Refused,
+        Errno::CONNRESET | Errno::PIPE => ConnectFailure::Reset,
+        Errno::TIMEDOUT => ConnectFailure::Timeout,
+        Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN => ConnectFailure::Unreachable,
+        Errno::ADDRNOTAVAIL => ConnectFailure::NoPorts,
+        _ => ConnectFailure::Other,
+    })
+}

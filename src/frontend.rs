@@ -1,0 +1,172 @@
+//! The immutable policy that a listener applies: the single place where configuration becomes runtime.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    config::{self, DenyAction},
+    firewall::{Action, Table},
+    load::Materials,
+    metrics::{ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
+    pool::Pool,
+    relay::Timeouts,
+    tls::acceptor::Policy,
+};
+
+/// What a connection is measured by from its first moment to its last.
+#[derive(Debug)]
+pub struct Frontend {
+    pub name: Arc<str>,
+    pub firewall: Firewall,
+    /// The limit of the process, then the listener's.
+    pub limits: [Arc<Limit>; 2],
+    pub tls: Option<Policy>,
+    /// The whole handshake.
+    pub handshake: Duration,
+    pub pool: Arc<Pool>,
+    pub timeouts: Timeouts,
+    pub cells: Arc<PerWorker<ListenerCells>>,
+}
+
+/// The rules of one listener with their counters.
+#[derive(Debug)]
+pub struct Firewall {
+    table: Arc<Table>,
+    /// By the numbers that the table uses.
+    rules: Vec<CountedRule>,
+    default: CountedRule,
+    pub deny_action: DenyAction,
+}
+
+#[derive(Debug)]
+struct CountedRule {
+    name: Arc<str>,
+    cells: Arc<PerWorker<RuleCells>>,
+}
+
+/// How many connections there may be at once; exact over all workers.
+#[derive(Debug)]
+pub struct Limit {
+    most: usize,
+    taken: AtomicUsize,
+}
+
+/// A place under a [`Limit`], given back when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Limit>);
+
+impl Frontend {
+    /// Joins a listener's configuration with what was loaded for it.
+    pub fn new(
+        listener: &config::Listener,
+        firewall: Firewall,
+        tls: Option<Policy>,
+        pool: Arc<Pool>,
+        process: &Arc<Limit>,
+        registry: &Registry,
+    ) -> Self {
+        let timeouts = &listener.timeouts;
+        let own = listener.max_connections.map_or(usize::MAX, std::num::NonZero::get);
+        Self {
+            name: listener.name.as_str().into(),
+            firewall,
+            limits: [Arc::clone(process), Limit::new(own)],
+            tls,
+            handshake: timeouts.handshake,
+            pool,
+            timeouts: Timeouts {
+                idle: timeouts.idle,
+                half_closed: timeouts.half_closed,
+                max_age: Some(timeouts.max_age).filter(|age| !age.is_zero()),
+            },
+            cells: registry.listener(&listener.name),
+        }
+    }
+}
+
+impl Firewall {
+    /// The rules that apply to one listener, counted by name.
+    pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry) -> Self {
+        let rules = materials.rules.iter().filter_map(|&index| config.rules.get(index)).map(|rule| {
+            let action = match (rule.shadow, rule.action) {
+                (true, _) => RuleAction::ShadowDeny,
+                (false, Action::Deny) => RuleAction::Deny,
+                (false, Action::Allow) => RuleAction::Allow,
+            };
+            CountedRule { name: rule.name.as_str().into(), cells: registry.rule(&rule.name, action) }
+        });
+        let default = match config.default {
+            Action::Allow => RuleAction::Allow,
+            Action::Deny => RuleAction::Deny,
+        };
+        Self {
+            table: Arc::clone(&materials.table),
+            rules: rules.collect(),
+            default: CountedRule { name: "default".into(), cells: registry.rule("default", default) },
+            deny_action: config.deny_action,
+        }
+    }
+
+    /// Judges a client and counts the verdict. The second part is the name of the deciding rule.
+    pub fn judge(&self, client: IpAddr, worker: usize) -> (Action, &Arc<str>) {
+        let verdict = self.table.verdict(client);
+        let rule = |index: u16| self.rules.get(usize::from(index));
+        for shadow in verdict.shadows.iter().filter_map(|&index| rule(index)) {
+            shadow.cells.at(worker).connections.add(1);
+        }
+        let decided = verdict.rule.and_then(rule).unwrap_or(&self.default);
+        decided.cells.at(worker).connections.add(1);
+        (verdict.action, &decided.name)
+    }
+}
+
+impl Limit {
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, taken: AtomicUsize::new(0) })
+    }
+
+    /// The limit itself; `usize::MAX` is none.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// A place, if one is free.
+    pub fn take(self: &Arc<Self>) -> Option<Place> {
+        // Added first and taken back: two workers can never both get the last place.
+        if self.taken.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(Arc::clone(self)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f9_a_limit_is_exact_whoever_asks() {
+        let limit = Limit::new(100);
+        let places: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| (0..100).filter_map(|_| limit.take()).collect::<Vec<_>>())).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(places.len(), 100);
+        drop(places);
+        assert_eq!(limit.taken.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,268 @@
+//! From a configuration file to everything it needs, read and checked: the one way for `run`, `check` and `up`.
+//!
+//! Nothing is put to work here. Every mistake in every file is found before the first is reported.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustls::crypto::CryptoProvider;
+
+use crate::{
+    cidr::Cidr,
+    config::{
+        self, Config, Diagnostic, FirewallTest, Networks,
+        code::{
+            BAD_CERTIFICATE, BAD_KEY, BAD_LIST_LINE, BAD_TEXT, EXPIRED, FIREWALL_TEST, KEY_MISMATCH, LIST_LINE,
+            UNREADABLE,
+        },
+        diagnostic::Origin,
+    },
+    firewall::{List, RuleSet, Table, parse_list},
+    sys::file::{ReadError, read_bounded},
+    tls::certificates::{Certificate, CertificateError, Culprit},
+};
+
+/// Larger files are somebody's mistake.
+const LIST_LIMIT: u64 = 256 << 20;
+const PEM_LIMIT: u64 = 1 << 20;
+
+/// A configuration text and where it came from.
+#[derive(Debug, Clone)]
+pub struct Text {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// A configuration with everything that it names.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Vec<Diagnostic>,
+    /// In the order of the listeners.
+    pub listeners: Vec<Materials>,
+    /// Networks of each rule by family (IPv4, IPv6), in the order of the rules.
+    pub prefixes: Vec<(usize, usize)>,
+}
+
+/// What one listener needs from files.
+#[derive(Debug)]
+pub struct Materials {
+    /// Shared by listeners with the same rules.
+    pub table: Arc<Table>,
+    /// The rules the table was built from, as indices into the configuration's.
+    pub rules: Arc<[usize]>,
+    pub certificates: Vec<Certificate>,
+}
+
+/// Reads a configuration file.
+pub fn read(path: &Path) -> Result<Text, Diagnostic> {
+    let at = || Origin::File { path: path.to_owned(), span: None };
+    let bytes = read_bounded(path, config::MAX_BYTES as u64).map_err(|error| match error {
+        ReadError::TooLarge { .. } => config::too_large().from(at()),
+        error => Diagnostic::error(UNREADABLE, format!("cannot use configuration `{}`: {error}", path.display()))
+            .from(at())
+            .help("name another file with --config FILE or $SLUICEGATE_CONFIG"),
+    })?;
+    String::from_utf8(bytes).map(|text| Text { path: path.to_owned(), text }).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes().iter().take(valid).filter(|&&byte| byte == b'\n').count() + 1;
+        Diagnostic::error(
+            BAD_TEXT,
+            format!("configuration `{}` is not UTF-8: byte {valid}, line {line}", path.display()),
+        )
+        .from(at())
+        .help("TOML is UTF-8: save the file again with this encoding")
+    })
+}
+
+/// Parses the text and reads everything it names.
+pub fn load(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Vec<Diagnostic>> {
+    let base = source.path.parent().unwrap_or(Path::new(""));
+    let (config, mut found) = config::parse(&source.text, base)?;
+    let lists = read_lists(&config, &mut found);
+    let certificates = read_certificates(&config, provider, &mut found);
+    if found.iter().any(Diagnostic::is_error) {
+        return Err(found);
+    }
+    let listeners = materials(&config, &lists, certificates);
+    run_tests(&config, &listeners, &mut found);
+    if found.iter().any(Diagnostic::is_error) {
+        return Err(found);
+    }
+    let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
+    Ok(Loaded { config, warnings: found, listeners, prefixes })
+}
+
+/// Every list file once, however many rules name it.
+fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, List> {
+    let mut lists = HashMap::new();
+    for rule in &config.firewall.rules {
+        let Networks::File(file) = &rule.networks else { continue };
+        if lists.contains_key(&file.value) {
+            continue;
+        }
+        let at = || Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
+        let list = match read_bounded(&file.value, LIST_LIMIT) {
+            Ok(bytes) => parse_list(&bytes),
+            Err(error) => {
+                let message = format!("cannot use list `{}`: {error}", file.value.display());
+                found.push(Diagnostic::error(UNREADABLE, message).from(at()).label("named here"));
+                continue;
+            }
+        };
+        match list {
+            Ok(list) => {
+                if list.host_bits > 0 {
+                    let message = format!(
+                        "{} lines of `{}` have bits set beyond the prefix; the whole network is meant",
+                        list.host_bits,
+                        file.value.display()
+                    );
+                    found.push(Diagnostic::warning(LIST_LINE, message).from(at()));
+                }
+                lists.insert(file.value.clone(), list);
+            }
+            Err(errors) => {
+                let shown = errors.first.len();
+                found.extend(errors.first.into_iter().enumerate().map(|(index, error)| {
+                    let mut diagnostic = Diagnostic::error(BAD_LIST_LINE, format!("not a network: {}", error.reason))
+                        .from(Origin::Line {
+                            path: file.value.clone(),
+                            line: error.line,
+                            column: error.columns,
+                            text: error.text,
+                        });
+                    if index + 1 == shown && errors.total > shown {
+                        diagnostic = diagnostic.note(format!("{} more lines are wrong", errors.total - shown));
+                    }
+                    diagnostic
+                }));
+            }
+        }
+    }
+    lists
+}
+
+/// The certificates of every listener, in the order they are written.
+fn read_certificates(config: &Config, provider: &CryptoProvider, found: &mut Vec<Diagnostic>) -> Vec<Vec<Certificate>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let listeners = config.listeners.iter().map(|listener| {
+        let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+        files.filter_map(|files| read_certificate(files, now, provider, found)).collect()
+    });
+    listeners.collect()
+}
+
+fn read_certificate(
+    files: &config::CertificateFiles,
+    now: i64,
+    provider: &CryptoProvider,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Certificate> {
+    let mut read = |file: &config::Located<PathBuf>, what| {
+        let bytes = read_bounded(&file.value, PEM_LIMIT);
+        bytes
+            .map_err(|error| {
+                let message = format!("cannot use {what} `{}`: {error}", file.value.display());
+                let at = Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
+                found.push(Diagnostic::error(UNREADABLE, message).from(at).label("named here"));
+            })
+            .ok()
+    };
+    let (chain, key) = (read(&files.cert, "certificate"), read(&files.key, "key"));
+    let (chain, key) = (chain?, zeroize::Zeroizing::new(key?));
+    Certificate::from_pem(&chain, &key, now, provider)
+        .map_err(|error| found.push(about_certificate(files, &error)))
+        .ok()
+}
+
+fn about_certificate(files: &config::CertificateFiles, error: &CertificateError) -> Diagnostic {
+    let (file, code) = match error.culprit() {
+        Culprit::Chain => (&files.cert, BAD_CERTIFICATE),
+        Culprit::Key => (&files.key, BAD_KEY),
+    };
+    let code = match error {
+        CertificateError::Mismatch => KEY_MISMATCH,
+        CertificateError::Expired { .. } | CertificateError::NotYetValid { .. } => EXPIRED,
+        _ => code,
+    };
+    let at = Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
+    let diagnostic =
+        Diagnostic::error(code, format!("`{}`: {error}", file.value.display())).from(at).help(error.cure());
+    match error {
+        CertificateError::Mismatch => diagnostic.note(format!("the certificate is `{}`", files.cert.value.display())),
+        _ => diagnostic,
+    }
+}
+
+/// One table for each distinct set of rules.
+fn materials(config: &Config, lists: &HashMap<PathBuf, List>, certificates: Vec<Vec<Certificate>>) -> Vec<Materials> {
+    let mut tables: HashMap<Arc<[usize]>, Arc<Table>> = HashMap::new();
+    let listeners = config.listeners.iter().zip(certificates).map(|(listener, certificates)| {
+        let applies = |rule: &config::Rule| rule.listeners.is_empty() || rule.listeners.contains(&listener.name);
+        let all = config.firewall.rules.iter().enumerate();
+        let rules: Arc<[usize]> = all.filter(|(_, rule)| applies(rule)).map(|(index, _)| index).collect();
+        let table = tables.entry(Arc::clone(&rules)).or_insert_with(|| {
+            let sets: Vec<_> = rules.iter().filter_map(|&index| rule_set(config, lists, index)).collect();
+            Arc::new(Table::build(&sets, config.firewall.default))
+        });
+        Materials { table: Arc::clone(table), rules, certificates }
+    });
+    listeners.collect()
+}
+
+fn rule_set<'a>(config: &'a Config, lists: &'a HashMap<PathBuf, List>, index: usize) -> Option<RuleSet<'a>> {
+    let rule = config.firewall.rules.get(index)?;
+    Some(RuleSet { networks: networks(config, lists, index), action: rule.action, shadow: rule.shadow })
+}
+
+fn networks<'a>(config: &'a Config, lists: &'a HashMap<PathBuf, List>, rule: usize) -> &'a [Cidr] {
+    match config.firewall.rules.get(rule).map(|rule| &rule.networks) {
+        Some(Networks::Inline(networks)) => networks,
+        Some(Networks::File(file)) => lists.get(&file.value).map_or(&[], |list| &list.networks),
+        None => &[],
+    }
+}
+
+fn families(networks: &[Cidr]) -> (usize, usize) {
+    let v4 = networks.iter().filter(|network| network.network().is_ipv4()).count();
+    (v4, networks.len() - v4)
+}
+
+/// Asks every question of `[firewall] tests`.
+fn run_tests(config: &Config, listeners: &[Materials], found: &mut Vec<Diagnostic>) {
+    for test in &config.firewall.tests {
+        for (listener, materials) in config.listeners.iter().zip(listeners) {
+            if test.listener.as_ref().is_none_or(|name| *name == listener.name)
+                && let Some(failure) = run_test(config, test, listener, materials)
+            {
+                found.push(failure);
+            }
+        }
+    }
+}
+
+fn run_test(
+    config: &Config,
+    test: &FirewallTest,
+    listener: &config::Listener,
+    materials: &Materials,
+) -> Option<Diagnostic> {
+    let verdict = materials.table.verdict(test.from);
+    if verdict.action == test.expect {
+        return None;
+    }
+    let rule = verdict.rule.and_then(|rule| materials.rules.get(usize::from(rule)));
+    let rule = rule.and_then(|&rule| config.firewall.rules.get(rule)).map_or("the default", |rule| &rule.name);
+    let message = format!("{} is not treated as expected by listener `{}`", test.from, listener.name);
+    Some(
+        Diagnostic::error(FIREWALL_TEST, message)
+            .at(test.span.clone())
+            .label(format!("`{rule}` says {}", verdict.action.as_str()))
+            .help("change the rules, their order, or the expectation"),
+    )
+}

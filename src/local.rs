@@ -1,0 +1,52 @@
+//! What the connections of one worker share. It never leaves its thread.
+
+use std::{cell::Cell, rc::Rc, sync::Arc};
+
+use crate::{
+    access_log::{AccessLog, Record},
+    drain::Drain,
+    metrics::Registry,
+    relay::Resources,
+};
+
+/// What a connection may use of its worker.
+#[derive(Debug)]
+pub struct Local {
+    pub index: usize,
+    pub resources: Resources,
+    pub drain: Rc<Drain>,
+    registry: Arc<Registry>,
+    log: Option<AccessLog>,
+    random: Cell<u64>,
+}
+
+impl Local {
+    /// For worker number `index`. `seed` is any number; two workers should not have the same.
+    pub fn new(index: usize, resources: Resources, registry: Arc<Registry>, log: Option<AccessLog>, seed: u64) -> Self {
+        // xorshift never leaves zero, so it must not begin there.
+        let random = Cell::new(seed | 1);
+        Self { index, resources, drain: Rc::default(), registry, log, random }
+    }
+
+    /// 64 fresh bits for choices that nobody may profit from guessing slightly better: xorshift64* (Vigna, 2016).
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// Writes a record, if there is a log. Never blocks.
+    pub fn log(&self, record: impl FnOnce() -> Record) {
+        if let Some(log) = &self.log {
+            log.write(record());
+        }
+    }
+
+    /// A connection ended by a bug of ours.
+    pub fn count_panic(&self) {
+        self.registry.workers().at(self.index).panics.add(1);
+    }
+}

@@ -1,0 +1,24 @@
+//! What is counted: plain cells that each worker writes alone, summed when somebody asks.
+//!
+//! [`cells`] is what the data path touches, [`labels`] the closed vocabularies, [`registry`] where cells live under their
+//! configured names. Nothing here does I/O, locks on the data path or knows a client address.
+
+pub mod cells;
+mod exposition;
+pub mod gauges;
+mod histogram;
+pub mod labels;
+pub mod registry;
+mod render;
+
+pub use cells::{
+    BackendCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells, WorkerCells,
+};
+pub use exposition::Format;
+pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges};
+pub use histogram::{Histogram, Snapshot};
+pub use labels::{
+    AcceptError, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption, RuleAction,
+};
+pub use registry::{Registry, Reloads};
+pub use render::render;

@@ -1,0 +1,188 @@
+//! Where the cells live: by name, so that they survive a reload.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    cells::{BackendCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    labels::RuleAction,
+};
+
+/// Every cell of the process. Taking a handle locks and allocates: do it when a frontend is built, not per connection.
+#[derive(Debug)]
+pub struct Registry {
+    workers: PerWorker<WorkerCells>,
+    listeners: Named<String, ListenerCells>,
+    rules: Named<(String, RuleAction), RuleCells>,
+    pools: Named<String, PoolCells>,
+    /// By pool and backend.
+    backends: Named<(String, String), BackendCells>,
+    log_records_dropped: Arc<AtomicU64>,
+    reloads: Mutex<Reloads>,
+}
+
+/// Every block under its name, in the order of the names.
+pub type All<K, T> = Vec<(K, Arc<PerWorker<T>>)>;
+
+/// What happened to the configurations after the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reloads {
+    pub applied: u64,
+    pub refused: u64,
+    /// The start counts as a success.
+    pub last_successful: bool,
+}
+
+#[derive(Debug)]
+struct Named<K, T> {
+    workers: usize,
+    cells: Mutex<BTreeMap<K, Arc<PerWorker<T>>>>,
+}
+
+impl Registry {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            workers: PerWorker::new(workers),
+            listeners: Named::new(workers),
+            rules: Named::new(workers),
+            pools: Named::new(workers),
+            backends: Named::new(workers),
+            log_records_dropped: Arc::default(),
+            reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
+        }
+    }
+
+    pub fn workers(&self) -> &PerWorker<WorkerCells> {
+        &self.workers
+    }
+
+    /// The cells of a listener; asking makes its series appear, at 0.
+    pub fn listener(&self, name: &str) -> Arc<PerWorker<ListenerCells>> {
+        self.listeners.cells(name.to_owned())
+    }
+
+    /// The cells of a firewall rule, or of `default`, under what it does: a rule that a reload turns from shadow to deny
+    /// keeps both series.
+    pub fn rule(&self, name: &str, action: RuleAction) -> Arc<PerWorker<RuleCells>> {
+        self.rules.cells((name.to_owned(), action))
+    }
+
+    pub fn pool(&self, name: &str) -> Arc<PerWorker<PoolCells>> {
+        self.pools.cells(name.to_owned())
+    }
+
+    pub fn backend(&self, pool: &str, backend: &str) -> Arc<PerWorker<BackendCells>> {
+        self.backends.cells((pool.to_owned(), backend.to_owned()))
+    }
+
+    /// Drops the cells that nobody holds any more, and their series with them: for after a reload, when the new frontends
+    /// are built. The cells of a removed name stay while a connection of its time still counts.
+    pub fn forget_unused(&self) {
+        self.listeners.forget_unused();
+        self.rules.forget_unused();
+        self.pools.forget_unused();
+        self.backends.forget_unused();
+    }
+
+    /// Access log records that nobody will read; many threads add to it, rarely.
+    pub fn log_records_dropped(&self) -> &Arc<AtomicU64> {
+        &self.log_records_dropped
+    }
+
+    pub fn records_dropped(&self) -> u64 {
+        self.log_records_dropped.load(Ordering::Relaxed)
+    }
+
+    pub fn count_reload(&self, applied: bool) {
+        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        reloads.last_successful = applied;
+        if applied {
+            reloads.applied += 1;
+        } else {
+            reloads.refused += 1;
+        }
+    }
+
+    pub fn reloads(&self) -> Reloads {
+        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn listeners(&self) -> All<String, ListenerCells> {
+        self.listeners.all()
+    }
+
+    pub fn rules(&self) -> All<(String, RuleAction), RuleCells> {
+        self.rules.all()
+    }
+
+    pub fn pools(&self) -> All<String, PoolCells> {
+        self.pools.all()
+    }
+
+    pub fn backends(&self) -> All<(String, String), BackendCells> {
+        self.backends.all()
+    }
+}
+
+impl<K: Ord + Clone, T: Default> Named<K, T> {
+    fn new(workers: usize) -> Self {
+        Self { workers, cells: Mutex::default() }
+    }
+
+    fn cells(&self, key: K) -> Arc<PerWorker<T>> {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(cells.entry(key).or_insert_with(|| Arc::new(PerWorker::new(self.workers))))
+    }
+
+    fn forget_unused(&self) {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.retain(|_, cells| Arc::strong_count(cells) > 1);
+    }
+
+    fn all(&self) -> All<K, T> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.iter().map(|(key, cells)| (key.clone(), Arc::clone(cells))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_name_is_the_same_cells() {
+        let registry = Registry::new(2);
+        registry.listener("https").at(1).accepted.add(7);
+        assert_eq!(registry.listener("https").sum(|cells| cells.accepted.value()), 7);
+        assert_eq!(registry.listener("mysql").sum(|cells| cells.accepted.value()), 0);
+        registry.rule("geo", RuleAction::ShadowDeny).at(0).connections.add(1);
+        assert_eq!(registry.rule("geo", RuleAction::Deny).at(0).connections.value(), 0);
+    }
+
+    #[test]
+    fn cells_live_as_long_as_somebody_holds_them() {
+        let registry = Registry::new(1);
+        let kept = registry.listener("kept");
+        registry.listener("gone");
+        registry.backend("web", "gone");
+        registry.forget_unused();
+        let names: Vec<_> = registry.listeners().into_iter().map(|(name, _)| name).collect();
+        assert_eq!((names, registry.backends().len()), (vec!["kept".to_owned()], 0));
+        drop(kept);
+    }
+
+    #[test]
+    fn the_start_counts_as_a_success_and_not_as_a_reload() {
+        let registry = Registry::new(1);
+        assert_eq!(registry.reloads(), Reloads { applied: 0, refused: 0, last_successful: true });
+        registry.count_reload(false);
+        assert_eq!(registry.reloads(), Reloads { applied: 0, refused: 1, last_successful: false });
+        registry.count_reload(true);
+        assert_eq!(registry.reloads(), Reloads { applied: 1, refused: 1, last_successful: true });
+    }
+}

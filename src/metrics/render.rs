@@ -1,0 +1,239 @@
+//! A scrape: every cell summed, every gauge set, written as text.
+//!
+//! The recorder of the exporter lives for one scrape, so what the registry and the gauges no longer name leaves no stale
+//! series. There is no upkeep to run either: only the exporter's own histograms need it, and ours are written by
+//! [`exposition`](super::exposition) from fixed buckets.
+
+use metrics::{Label as Pair, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_process::Collector;
+
+use super::{
+    exposition::{Exposition, Format},
+    gauges::Gauges,
+    labels::{AcceptError, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption},
+    registry::Registry,
+};
+use crate::{config::TlsVersion, outcome::Outcome};
+
+/// Everything we know, in the wanted format. Takes time (it reads `/proc` for `process_*`), never waits.
+pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        describe();
+        process();
+        listeners(registry);
+        firewall(registry);
+        relay(registry);
+        pools(registry);
+        house(registry);
+        set(gauges);
+    });
+    let mut exposition = Exposition::parse(&recorder.handle().render());
+    exposition.make_counter("process_cpu_seconds_total");
+    histograms(registry, &mut exposition);
+    exposition.write(format)
+}
+
+/// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
+const COUNTERS: [(&str, &str); 15] = [
+    ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
+    ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
+    ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
+    ("sluicegate_accept_errors_total", "Failed accepts."),
+    ("sluicegate_connections_closed_total", "Ended connections, by how they ended."),
+    ("sluicegate_firewall_connections_total", "Connections by the firewall rule that decided, or would have."),
+    ("sluicegate_tls_handshakes_total", "Completed TLS handshakes with clients."),
+    ("sluicegate_tls_handshake_failures_total", "TLS handshakes with clients that were not completed."),
+    ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
+    ("sluicegate_relay_fallbacks_total", "Relays that wanted one path and took another."),
+    ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
+    ("sluicegate_backend_connections_total", "Connections made to the backend."),
+    ("sluicegate_backend_connect_failures_total", "Connects to the backend that failed."),
+    ("sluicegate_config_reloads_total", "Configurations given to the running process."),
+    (
+        "sluicegate_log_records_dropped_total",
+        "Access log records lost because the log was full or could not be written.",
+    ),
+];
+
+/// Name and help of each gauge.
+const GAUGES: [(&str, &str); 11] = [
+    ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
+    ("sluicegate_listener_connections", "Live client connections."),
+    ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
+    ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
+    ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
+    ("sluicegate_pipes", "Kernel pipes of the splice relay."),
+    ("sluicegate_pool_backends", "Backends of the pool, by state."),
+    ("sluicegate_backend_up", "1 when the backend takes new connections."),
+    ("sluicegate_backend_weight", "Weight of the backend."),
+    ("sluicegate_backend_connections", "Live connections to the backend."),
+    ("sluicegate_config_last_reload_successful", "1 when the last configuration was applied."),
+];
+
+fn describe() {
+    for (name, help) in COUNTERS {
+        describe_counter!(name, help);
+    }
+    for (name, help) in GAUGES {
+        describe_gauge!(name, help);
+    }
+}
+
+fn process() {
+    let collector = Collector::default();
+    collector.describe();
+    collector.collect();
+}
+
+fn listeners(registry: &Registry) {
+    for (name, cells) in registry.listeners() {
+        let listener = ("listener", name.as_str());
+        let connections = cells.connections();
+        count("sluicegate_listener_accepted_total", &[listener], connections.accepted);
+        show("sluicegate_listener_connections", &[listener], connections.live as f64);
+        for (outcome, closed) in Outcome::ALL.into_iter().zip(connections.closed) {
+            count("sluicegate_connections_closed_total", &[listener, ("outcome", outcome.as_str())], closed);
+        }
+        let received = cells.sum(|cells| cells.received_bytes.value());
+        count("sluicegate_listener_received_bytes_total", &[listener], received);
+        let sent = cells.sum(|cells| cells.sent_bytes.value());
+        count("sluicegate_listener_sent_bytes_total", &[listener], sent);
+        for reason in AcceptError::ALL {
+            let errors = cells.sum(|cells| cells.accept_errors.at(*reason).value());
+            count("sluicegate_accept_errors_total", &[listener, ("reason", reason.as_str())], errors);
+        }
+        for reason in HandshakeFailure::ALL {
+            let failures = cells.sum(|cells| cells.tls_failures.at(*reason).value());
+            count("sluicegate_tls_handshake_failures_total", &[listener, ("reason", reason.as_str())], failures);
+        }
+        for version in TlsVersion::ALL {
+            for resumption in Resumption::ALL {
+                let labels = [listener, ("version", version.as_str()), ("resumed", resumption.as_str())];
+                let done = cells.sum(|cells| cells.tls_handshakes(*version, *resumption).value());
+                count("sluicegate_tls_handshakes_total", &labels, done);
+            }
+        }
+    }
+}
+
+fn firewall(registry: &Registry) {
+    for ((rule, action), cells) in registry.rules() {
+        let labels = [("rule", rule.as_str()), ("action", action.as_str())];
+        let connections = cells.sum(|cells| cells.connections.value());
+        count("sluicegate_firewall_connections_total", &labels, connections);
+    }
+}
+
+fn relay(registry: &Registry) {
+    let workers = registry.workers();
+    for path in RelayPath::ALL {
+        for direction in Direction::ALL {
+            let labels = [("path", path.as_str()), ("direction", direction.as_str())];
+            let bytes = workers.sum(|cells| cells.relay_bytes(*path, *direction).value());
+            count("sluicegate_relay_bytes_total", &labels, bytes);
+        }
+    }
+    for reason in Fallback::ALL {
+        let labels =
+            [("from", RelayPath::Splice.as_str()), ("to", RelayPath::Copy.as_str()), ("reason", reason.as_str())];
+        let fallbacks = workers.sum(|cells| cells.fallbacks.at(*reason).value());
+        count("sluicegate_relay_fallbacks_total", &labels, fallbacks);
+    }
+    show("sluicegate_pipes", &[("state", "in_use")], workers.sum(|cells| cells.pipes_in_use.value()) as f64);
+    show("sluicegate_pipes", &[("state", "pooled")], workers.sum(|cells| cells.pipes_pooled.value()) as f64);
+}
+
+fn pools(registry: &Registry) {
+    for (pool, cells) in registry.pools() {
+        let retries = cells.sum(|cells| cells.retries.value());
+        count("sluicegate_pool_retries_total", &[("pool", &pool)], retries);
+    }
+    for ((pool, backend), cells) in registry.backends() {
+        let (pool, backend) = (("pool", pool.as_str()), ("backend", backend.as_str()));
+        let connections = cells.sum(|cells| cells.connections.value());
+        count("sluicegate_backend_connections_total", &[pool, backend], connections);
+        for reason in ConnectFailure::ALL {
+            let labels = [pool, backend, ("reason", reason.as_str())];
+            let failures = cells.sum(|cells| cells.connect_failures.at(*reason).value());
+            count("sluicegate_backend_connect_failures_total", &labels, failures);
+        }
+    }
+}
+
+/// What belongs to the process and not to a part of it.
+fn house(registry: &Registry) {
+    let labels = [("version", env!("CARGO_PKG_VERSION")), ("rustc", env!("SLUICEGATE_RUSTC"))];
+    show("sluicegate_build_info", &labels, 1.0);
+    let reloads = registry.reloads();
+    count("sluicegate_config_reloads_total", &[("result", "applied")], reloads.applied);
+    count("sluicegate_config_reloads_total", &[("result", "refused")], reloads.refused);
+    show("sluicegate_config_last_reload_successful", &[], f64::from(u8::from(reloads.last_successful)));
+    count("sluicegate_log_records_dropped_total", &[], registry.records_dropped());
+}
+
+fn set(gauges: &Gauges) {
+    for listener in &gauges.listeners {
+        let labels = [("listener", listener.name.as_str())];
+        show("sluicegate_listener_connections_limit", &labels, listener.connections_limit as f64);
+    }
+    for pool in &gauges.pools {
+        let states = [("up", pool.up), ("down", pool.down), ("draining", pool.draining), ("ejected", pool.ejected)];
+        for (state, backends) in states {
+            show("sluicegate_pool_backends", &[("pool", &pool.name), ("state", state)], backends as f64);
+        }
+    }
+    for backend in &gauges.backends {
+        let labels = [("pool", backend.pool.as_str()), ("backend", backend.name.as_str())];
+        show("sluicegate_backend_up", &labels, f64::from(u8::from(backend.up)));
+        show("sluicegate_backend_weight", &labels, f64::from(backend.weight));
+        show("sluicegate_backend_connections", &labels, backend.connections as f64);
+    }
+    for certificate in &gauges.certificates {
+        let labels = [("certificate", certificate.name.as_str())];
+        show("sluicegate_tls_certificate_not_after_timestamp_seconds", &labels, certificate.not_after as f64);
+    }
+    for rule in &gauges.firewall {
+        for (family, prefixes) in [("v4", rule.v4), ("v6", rule.v6)] {
+            show("sluicegate_firewall_prefixes", &[("rule", &rule.rule), ("family", family)], prefixes as f64);
+        }
+    }
+}
+
+fn histograms(registry: &Registry, exposition: &mut Exposition) {
+    for (name, cells) in registry.listeners() {
+        let label = ("listener", name.as_str());
+        if let Some(snapshot) = cells.merged(|cells| &cells.duration) {
+            let help = "From accept to close, in seconds.";
+            exposition.histogram("sluicegate_connection_duration_seconds", help, label, &snapshot);
+        }
+        if let Some(snapshot) = cells.merged(|cells| &cells.tls_duration) {
+            let help = "Completed TLS handshakes with clients, in seconds.";
+            exposition.histogram("sluicegate_tls_handshake_duration_seconds", help, label, &snapshot);
+        }
+    }
+    for (name, cells) in registry.pools() {
+        if let Some(snapshot) = cells.merged(|cells| &cells.connect_duration) {
+            let help = "Successful connects to backends, in seconds.";
+            exposition.histogram("sluicegate_backend_connect_duration_seconds", help, ("pool", &name), &snapshot);
+        }
+    }
+}
+
+fn count(name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+    counter!(name, pairs(labels)).absolute(value);
+}
+
+fn show(name: &'static str, labels: &[(&'static str, &str)], value: f64) {
+    gauge!(name, pairs(labels)).set(value);
+}
+
+/// The exporter takes a pair of backslashes for one that is already escaped, and would swallow some single ones: so each
+/// goes in doubled.
+fn pairs(labels: &[(&'static str, &str)]) -> Vec<Pair> {
+    labels.iter().map(|(key, value)| Pair::new(*key, value.replace('\\', "\\\\"))).collect()
+}
+
+#[cfg(test)]
+mod tests;

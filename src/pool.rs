@@ -1,0 +1,158 @@
+//! A named set of backends with one balance policy: active ones, and backups for when every active one has failed.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    backend::{Backend, Lease},
+    balance::{Member, Picker, Request},
+    config,
+    metrics::{PerWorker, PoolCells, Registry},
+};
+
+/// A pool, shared by every worker.
+#[derive(Debug)]
+pub struct Pool {
+    pub name: Arc<str>,
+    /// Other backends tried while no client byte was forwarded.
+    pub retries: u32,
+    /// One connect attempt.
+    pub connect_timeout: Duration,
+    pub cells: Arc<PerWorker<PoolCells>>,
+    active: Tier,
+    backup: Tier,
+    /// One order for the whole process (traps B13).
+    ticket: AtomicU64,
+}
+
+/// Backends of one role.
+#[derive(Debug)]
+struct Tier {
+    backends: Vec<Arc<Backend>>,
+    picker: Picker,
+}
+
+/// One connection's search for a backend. It never tries the same one twice.
+#[derive(Debug)]
+pub struct Search<'a> {
+    pool: &'a Pool,
+    request: Request,
+    /// Empty, without an allocation, until a connect fails.
+    tried: Vec<*const Backend>,
+}
+
+impl Pool {
+    /// Builds the pool; counters are found by name, so they survive.
+    pub fn new(config: &config::Pool, hash_key: &[u8; 16], registry: &Registry) -> Self {
+        let tier = |role| {
+            let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
+            let identities: Vec<_> =
+                members.iter().map(|backend| Member { name: &backend.name, weight: backend.weight }).collect();
+            let backends = members.iter().map(|backend| {
+                let cells = registry.backend(&config.name, &backend.name);
+                Arc::new(Backend::new(&backend.name, backend.address, backend.weight, cells))
+            });
+            Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
+        };
+        Self {
+            name: config.name.as_str().into(),
+            retries: config.retries,
+            connect_timeout: config.connect_timeout,
+            cells: registry.pool(&config.name),
+            active: tier(config::Role::Active),
+            backup: tier(config::Role::Backup),
+            ticket: AtomicU64::new(0),
+        }
+    }
+
+    /// Begins the search for one client. `random` is 64 fresh bits.
+    pub fn search(&self, source: IpAddr, random: u64) -> Search<'_> {
+        let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
+        Search { pool: self, request: Request { source, ticket, random }, tried: Vec::new() }
+    }
+
+    /// Every backend, active ones first.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.active.backends.iter().chain(&self.backup.backends)
+    }
+}
+
+impl Search<'_> {
+    /// The next backend to try, active ones first; `None` when none is left.
+    pub fn next(&mut self) -> Option<Lease> {
+        let tiers = [&self.pool.active, &self.pool.backup];
+        let lease = tiers.into_iter().find_map(|tier| tier.pick(&self.request, &self.tried))?;
+        Some(lease)
+    }
+
+    /// Notes that `lease` did not work out.
+    pub fn failed(&mut self, lease: &Lease) {
+        self.tried.push(std::ptr::from_ref(lease.backend()));
+    }
+}
+
+impl Tier {
+    fn pick(&self, request: &Request, tried: &[*const Backend]) -> Option<Lease> {
+        let at = |index: usize| self.backends.get(index);
+        let load = |index| at(index).map_or(u32::MAX, |backend| backend.live());
+        let eligible =
+            |index| tried.is_empty() || at(index).is_some_and(|backend| !tried.contains(&Arc::as_ptr(backend)));
+        let index = self.picker.pick(request, load, eligible)?;
+        at(index).map(Lease::on)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::balance::Balance;
+
+    fn pool(roles: &[config::Role]) -> Pool {
+        let backends = roles.iter().enumerate().map(|(index, &role)| config::Backend {
+            name: format!("b{index}"),
+            address: ([127, 0, 0, 1], 1000 + u16::try_from(index).unwrap()).into(),
+            weight: 1,
+            role,
+        });
+        let config = config::Pool {
+            name: "web".to_owned(),
+            backends: backends.collect(),
+            balance: Balance::RoundRobin,
+            retries: 2,
+            connect_timeout: Duration::from_secs(1),
+        };
+        Pool::new(&config, &[0; 16], &Registry::new(1))
+    }
+
+    #[test]
+    fn b1_a_search_tries_every_active_backend_once_and_then_the_backups() {
+        use config::Role::{Active, Backup};
+        let pool = pool(&[Active, Backup, Active]);
+        let mut search = pool.search([127, 0, 0, 1].into(), 7);
+        let mut names = Vec::new();
+        while let Some(lease) = search.next() {
+            names.push(lease.backend().name.to_string());
+            search.failed(&lease);
+        }
+        assert_eq!(names.len(), 3);
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), 3);
+        assert_eq!(names.last().unwrap(), "b1");
+    }
+
+    #[test]
+    fn f10_a_lease_is_counted_until_dropped() {
+        let pool = pool(&[config::Role::Active]);
+        let lease = pool.search([127, 0, 0, 1].into(), 7).next().unwrap();
+        assert_eq!(pool.backends().next().unwrap().live(), 1);
+        drop(lease);
+        assert_eq!(pool.backends().next().unwrap().live(), 0);
+    }
+}

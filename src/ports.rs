@@ -1,0 +1,99 @@
+//! Binding every address a configuration names, or telling which ones cannot be bound and why.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    sync::Arc,
+};
+
+use crate::{
+    config::{Config, Diagnostic, code::CANNOT_LISTEN, diagnostic::Origin},
+    sys::{host, listen::Bound},
+};
+
+/// The sockets of one bind of one listener.
+#[derive(Debug)]
+pub struct Port {
+    /// Index of the listener in the configuration.
+    pub listener: usize,
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    /// One that all workers share, or one for each.
+    sockets: Vec<Bound>,
+}
+
+impl Port {
+    /// The socket of worker number `worker`.
+    pub fn socket(&self, worker: usize) -> Option<&Bound> {
+        self.sockets.get(worker).or(self.sockets.first())
+    }
+}
+
+/// Binds every address, with `sockets` of each. Every failure is told, not only the first.
+pub fn bind(config: &Config, sockets: usize) -> Result<Vec<Port>, Vec<Diagnostic>> {
+    let mut ports = Vec::new();
+    let mut failures = Vec::new();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        for bind in &listener.binds {
+            match bind_one(bind.value, v6_only(config, bind.value), sockets) {
+                Ok(sockets) => ports.push(Port {
+                    listener: index,
+                    name: listener.name.as_str().into(),
+                    address: sockets.first().map_or(bind.value, Bound::address),
+                    sockets,
+                }),
+                Err(error) => failures.push(cannot_listen(bind.value, &error, Some(bind.span.clone()))),
+            }
+        }
+    }
+    if failures.is_empty() { Ok(ports) } else { Err(failures) }
+}
+
+/// What to do when an address cannot be bound.
+pub fn cannot_listen(address: SocketAddr, error: &io::Error, span: Option<Range<usize>>) -> Diagnostic {
+    let help = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "another process listens there: `ss -ltnp 'sport = :{}'` names it; stop it or choose another port",
+            address.port()
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "ports below 1024 need a privilege: `setcap cap_net_bind_service=+ep` on the binary, or a port such as {}",
+            u32::from(address.port()) + 8000
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this host has this address: `ip address` lists them; 0.0.0.0 or [::] take every one"
+                .to_owned()
+        }
+        _ => "choose another address".to_owned(),
+    };
+    let origin = span.map_or(Origin::None, |span| Origin::Config { span });
+    Diagnostic::error(CANNOT_LISTEN, format!("cannot listen on {address}: {}", plain(error))).from(origin).help(help)
+}
+
+fn bind_one(address: SocketAddr, v6_only: bool, sockets: usize) -> io::Result<Vec<Bound>> {
+    let backlog = host::backlog();
+    if sockets == 1 {
+        return Ok(vec![Bound::listen(address, v6_only, false, backlog)?]);
+    }
+    // Sharing is for our own workers: a port that somebody else shares would silently lose connections to them.
+    let probe = Bound::listen(address, v6_only, false, backlog)?;
+    let address = probe.address();
+    drop(probe);
+    (0..sockets).map(|_| Bound::listen(address, v6_only, true, backlog)).collect()
+}
+
+/// `[::]` takes IPv4 clients too, unless a bind of `0.0.0.0` on the same port does.
+fn v6_only(config: &Config, address: SocketAddr) -> bool {
+    let is_v4_twin = |other: SocketAddr| {
+        other.port() == address.port() && matches!(other.ip(), IpAddr::V4(ip) if ip.is_unspecified())
+    };
+    let mut binds = config.listeners.iter().flat_map(|listener| &listener.binds);
+    !address.ip().is_unspecified() || (address.port() != 0 && binds.any(|bind| is_v4_twin(bind.value)))
+}
+
+/// The reason without the number that the standard library appends.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}

@@ -1,0 +1,46 @@
+//! The copy path: one read into the worker's scratch buffer, one write out of it.
+
+use std::task::{Context, Poll};
+
+use super::{
+    Meter, Resources,
+    flow::{COPY_LENGTH, Flow, Route, Step},
+};
+use crate::metrics::RelayPath;
+
+impl Flow {
+    /// Reads once and writes it on; what the sink does not take is parked.
+    pub(super) fn copy_round(
+        &mut self,
+        cx: &mut Context<'_>,
+        route: &Route<'_>,
+        resources: &Resources,
+        meter: &Meter,
+    ) -> Step {
+        let mut scratch = resources.scratch.borrow_mut();
+        let Some(buffer) = scratch.raw.get_mut(..COPY_LENGTH) else { return Step::Waiting };
+        let received = match route.source.poll_recv(cx, buffer) {
+            Poll::Pending => return Step::Waiting,
+            Poll::Ready(Ok(0)) => return self.source_ended(Ok(())),
+            Poll::Ready(Err(error)) => return self.source_ended(Err(error)),
+            Poll::Ready(Ok(received)) => received,
+        };
+        meter.read(route.direction, received);
+        self.note_copied(received);
+        let bytes = buffer.get(..received).unwrap_or_default();
+        match route.sink.poll_send(cx, bytes) {
+            Poll::Ready(Ok(sent)) => {
+                meter.written(resources, RelayPath::Copy, route.direction, sent);
+                if sent < received {
+                    self.park(bytes.get(sent..).unwrap_or_default());
+                }
+                Step::Again
+            }
+            Poll::Ready(Err(_)) => self.sink_failed(),
+            Poll::Pending => {
+                self.park(bytes);
+                Step::Waiting
+            }
+        }
+    }
+}

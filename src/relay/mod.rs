@@ -1,0 +1,273 @@
+//! Moving bytes between a client and a backend until both are done.
+//!
+//! One future drives both directions. An idle connection owns no buffer: a read goes to the worker's scratch buffer and
+//! is written on in the same poll; only what the far end would not take is parked, and then that side is not read.
+//! [`flow`] is one direction, [`copy`], [`splice`] and [`tls`] are the ways it can go, [`close`] ends a socket without
+//! harming what was delivered. The rules and their reasons: `docs/relay.md`.
+
+mod close;
+mod copy;
+mod end;
+mod flow;
+mod splice;
+mod timer;
+pub mod tls;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+pub use end::End;
+pub use timer::Timeouts;
+
+use self::{
+    end::{FlowEnd, Side},
+    flow::{Flow, Scratch, Step},
+    timer::Timer,
+    tls::TlsClient,
+};
+use crate::{
+    config::ZeroCopy,
+    drain::Watcher,
+    metrics::{Direction, Fallback, ListenerCells, PerWorker, Registry, RelayPath, WorkerCells},
+    sys::{pipe::Pipes, socket::Socket},
+};
+
+/// What the relays of one worker share.
+#[derive(Debug)]
+pub struct Resources {
+    scratch: RefCell<Scratch>,
+    pipes: Rc<Pipes>,
+    zero_copy: ZeroCopy,
+    worker: usize,
+    registry: Arc<Registry>,
+}
+
+/// The accepted side of a connection.
+#[derive(Debug)]
+pub enum Client {
+    Plain(Socket),
+    Tls(Box<TlsClient>),
+}
+
+/// Counts one connection's bytes while they move.
+#[derive(Debug)]
+pub struct Meter {
+    listener: Arc<PerWorker<ListenerCells>>,
+    worker: usize,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    spliced: Cell<bool>,
+    first_byte: Cell<Option<Instant>>,
+}
+
+/// Relays until the connection has ended, and closes both sockets with care.
+pub async fn run(client: Client, backend: Socket, resources: &Resources, meter: &Meter, control: Control<'_>) -> End {
+    let mut pair = Pair { client, backend, up: Flow::default(), down: Flow::default(), first: None };
+    let end = pair.until_end(resources, meter, &control).await;
+    if end.is_plain_close(pair.up.end, pair.down.end) {
+        // Both ends were read to the end: dropping the sockets sends the last FIN.
+        return end;
+    }
+    Box::pin(close::both(pair.client, pair.backend, end, resources)).await;
+    end
+}
+
+/// What may end a relay from outside.
+#[derive(Debug)]
+pub struct Control<'a> {
+    pub timeouts: Timeouts,
+    pub drain: &'a Watcher,
+}
+
+/// Both ends and both directions.
+struct Pair {
+    client: Client,
+    backend: Socket,
+    up: Flow,
+    down: Flow,
+    /// Who finished sending first.
+    first: Option<Side>,
+}
+
+impl Pair {
+    async fn until_end(&mut self, resources: &Resources, meter: &Meter, control: &Control<'_>) -> End {
+        let (mut timer, sleep) = Timer::start(control.timeouts);
+        let mut sleep = std::pin::pin!(sleep);
+        poll_fn(|cx| {
+            if control.drain.poll_on(cx) {
+                return Poll::Ready(End::Drained);
+            }
+            let moved = meter.total();
+            if let Some(end) = self.advance(cx, resources, meter) {
+                return Poll::Ready(end);
+            }
+            let half_closed = self.up.end.is_some() || self.down.end.is_some();
+            timer.poll_expired(cx, sleep.as_mut(), meter.total() != moved, half_closed)
+        })
+        .await
+    }
+
+    /// Moves what can be moved now, in both directions.
+    fn advance(&mut self, cx: &mut Context<'_>, resources: &Resources, meter: &Meter) -> Option<End> {
+        let mut again = false;
+        if self.up.end.is_none() {
+            again |= self.advance_up(cx, resources, meter);
+        }
+        if self.down.end.is_none() {
+            again |= self.advance_down(cx, resources, meter);
+        }
+        let end = end::of(self.up.end, self.down.end, self.first);
+        if end.is_none() && again {
+            // The share of this poll is used up, not the work: others first (traps R12).
+            cx.waker().wake_by_ref();
+        }
+        end
+    }
+
+    fn advance_up(&mut self, cx: &mut Context<'_>, resources: &Resources, meter: &Meter) -> bool {
+        let step = match &mut self.client {
+            Client::Plain(socket) => {
+                let route = flow::Route { direction: Direction::ClientToBackend, source: socket, sink: &self.backend };
+                self.up.advance(cx, &route, resources, meter)
+            }
+            Client::Tls(client) => client.advance_up(cx, &mut self.up, &self.backend, resources, meter),
+        };
+        self.settle(step, Side::Client)
+    }
+
+    fn advance_down(&mut self, cx: &mut Context<'_>, resources: &Resources, meter: &Meter) -> bool {
+        let step = match &mut self.client {
+            Client::Plain(socket) => {
+                let route = flow::Route { direction: Direction::BackendToClient, source: &self.backend, sink: socket };
+                self.down.advance(cx, &route, resources, meter)
+            }
+            Client::Tls(client) => client.advance_down(cx, &mut self.down, &self.backend, resources, meter),
+        };
+        self.settle(step, Side::Backend)
+    }
+
+    /// Notes how the direction that begins at `source` stands; true if it wants to be polled again at once.
+    fn settle(&mut self, step: Step, source: Side) -> bool {
+        let (this, other) = match source {
+            Side::Client => (&mut self.up, &self.down),
+            Side::Backend => (&mut self.down, &self.up),
+        };
+        match step {
+            Step::Waiting => return false,
+            Step::Again => return true,
+            Step::Ended(end) => this.end = Some(end),
+        }
+        if this.end == Some(FlowEnd::Finished) {
+            self.first.get_or_insert(source);
+            // When the other direction is over too, the close that follows says it all.
+            if other.end != Some(FlowEnd::Finished) {
+                match source {
+                    Side::Client => self.backend.finish_sending(),
+                    Side::Backend => self.client.finish_sending(),
+                }
+            }
+        }
+        false
+    }
+}
+
+impl Client {
+    fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(client) => client.socket(),
+        }
+    }
+
+    /// Makes dropping it a reset: for a client that cannot be served.
+    pub fn reset_on_close(&self) {
+        self.socket().reset_on_close();
+    }
+
+    /// Sends FIN; close_notify has gone before it.
+    fn finish_sending(&self) {
+        self.socket().finish_sending();
+    }
+}
+
+impl Resources {
+    /// The resources of worker number `worker`, with at most `pipes` pipes.
+    pub fn new(worker: usize, pipes: usize, zero_copy: ZeroCopy, registry: Arc<Registry>) -> Self {
+        Self { scratch: RefCell::new(Scratch::new()), pipes: Pipes::new(pipes), zero_copy, worker, registry }
+    }
+
+    fn cells(&self) -> &WorkerCells {
+        self.registry.workers().at(self.worker)
+    }
+
+    /// Shows the pipes in the metrics.
+    fn note_pipes(&self) {
+        let cells = self.cells();
+        cells.pipes_in_use.set(self.pipes.in_use() as u64);
+        cells.pipes_pooled.set(self.pipes.pooled() as u64);
+    }
+
+    fn note_fallback(&self, reason: Fallback) {
+        self.cells().fallbacks.at(reason).add(1);
+    }
+}
+
+impl Meter {
+    /// A meter for one connection of a listener, on worker number `worker`.
+    pub fn new(listener: Arc<PerWorker<ListenerCells>>, worker: usize) -> Self {
+        Self {
+            listener,
+            worker,
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            spliced: Cell::new(false),
+            first_byte: Cell::new(None),
+        }
+    }
+
+    /// Bytes from the client and to the client so far.
+    pub fn received_and_sent(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
+    }
+
+    /// Whether any byte went through a pipe.
+    pub fn spliced(&self) -> bool {
+        self.spliced.get()
+    }
+
+    /// When the first byte of the backend went to the client.
+    pub fn first_byte(&self) -> Option<Instant> {
+        self.first_byte.get()
+    }
+
+    fn total(&self) -> u64 {
+        self.received.get() + self.sent.get()
+    }
+
+    fn read(&self, direction: Direction, bytes: usize) {
+        if direction == Direction::ClientToBackend {
+            self.received.set(self.received.get() + bytes as u64);
+            self.listener.at(self.worker).received_bytes.add(bytes as u64);
+        }
+    }
+
+    fn written(&self, resources: &Resources, path: RelayPath, direction: Direction, bytes: usize) {
+        if direction == Direction::BackendToClient {
+            if self.sent.get() == 0 {
+                self.first_byte.set(Some(Instant::now()));
+            }
+            self.sent.set(self.sent.get() + bytes as u64);
+            self.listener.at(self.worker).sent_bytes.add(bytes as u64);
+        }
+        if path == RelayPath::Splice {
+            self.spliced.set(true);
+        }
+        resources.cells().relay_bytes(path, direction).add(bytes as u64);
+    }
+}

@@ -1,0 +1,79 @@
+//! The zero-copy path: splice(2) from the source into a borrowed pipe and out of it into the sink.
+//!
+//! On entry the pipe is empty, so "would block" can only mean the source (rule 2); it is emptied before it is filled
+//! again. The last word of a burst belongs to `recv`, which alone can tell "nothing now" from "the end" (rules 3, 9).
+
+use std::task::{Context, Poll};
+
+use super::{
+    Meter, Resources,
+    flow::{Flow, Mode, Parked, Route, Step},
+};
+use crate::{
+    metrics::{Fallback, RelayPath},
+    sys::{
+        pipe::{NoPipe, Pipe},
+        socket::Fill,
+    },
+};
+
+impl Flow {
+    /// Fills a pipe once and empties it; what the sink does not take stays in the pipe, parked.
+    pub(super) fn splice_round(
+        &mut self,
+        cx: &mut Context<'_>,
+        route: &Route<'_>,
+        resources: &Resources,
+        meter: &Meter,
+    ) -> Step {
+        let mut pipe = match resources.pipes.borrow() {
+            Ok(pipe) => pipe,
+            Err(reason) => {
+                self.mode = Mode::Copy { bulk: 0 };
+                resources.note_fallback(match reason {
+                    NoPipe::Cap | NoPipe::Resources => Fallback::NoPipe,
+                    NoPipe::Small => Fallback::SmallPipe,
+                });
+                return self.copy_round(cx, route, resources, meter);
+            }
+        };
+        let step = match route.source.poll_fill(cx, &mut pipe) {
+            Poll::Pending => Step::Waiting,
+            Poll::Ready(Ok(Fill::Bytes(bytes))) => {
+                meter.read(route.direction, bytes);
+                self.note_spliced(bytes);
+                return self.empty(cx, pipe, route, resources, meter);
+            }
+            Poll::Ready(Ok(Fill::Unsure)) => self.copy_round(cx, route, resources, meter),
+            Poll::Ready(Ok(Fill::Unsupported)) => {
+                self.mode = Mode::CopyOnly;
+                resources.note_fallback(Fallback::Einval);
+                self.copy_round(cx, route, resources, meter)
+            }
+            Poll::Ready(Ok(Fill::NoMemory)) => {
+                resources.note_fallback(Fallback::NoMemory);
+                self.copy_round(cx, route, resources, meter)
+            }
+            Poll::Ready(Err(error)) => self.source_ended(Err(error)),
+        };
+        drop(pipe);
+        resources.note_pipes();
+        step
+    }
+
+    fn empty(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: Pipe,
+        route: &Route<'_>,
+        resources: &Resources,
+        meter: &Meter,
+    ) -> Step {
+        self.parked = Parked::Pipe(pipe);
+        let step = self.deliver_parked(cx, route.sink, |path: RelayPath, bytes| {
+            meter.written(resources, path, route.direction, bytes);
+        });
+        resources.note_pipes();
+        step
+    }
+}

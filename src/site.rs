@@ -1,0 +1,107 @@
+//! Everything that a configuration comes to at run time: pools, frontends and what the metrics show of them.
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+use crate::{
+    frontend::{Firewall, Frontend, Limit},
+    load::Loaded,
+    metrics::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, Registry},
+    pool::Pool,
+    tls::{acceptor::Policy, certificates::Certificates},
+};
+
+/// A configuration that runs.
+#[derive(Debug)]
+pub struct Site {
+    /// In the order of the listeners.
+    pub frontends: Vec<Arc<Frontend>>,
+    pools: Vec<Arc<Pool>>,
+    process: Arc<Limit>,
+    certificates: Vec<CertificateGauges>,
+    prefixes: Vec<PrefixGauges>,
+}
+
+impl Site {
+    /// Builds it for at most `connections` clients at once. Counters are found by name.
+    pub fn build(
+        loaded: &Loaded,
+        connections: usize,
+        provider: &Arc<CryptoProvider>,
+        registry: &Registry,
+    ) -> Result<Self, rustls::Error> {
+        let config = &loaded.config;
+        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, &config.global.hash_key, registry)));
+        let pools: Vec<_> = pools.collect();
+        let process = Limit::new(connections);
+        let mut frontends = Vec::new();
+        for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {
+            let Some(pool) = pools.iter().find(|pool| *pool.name == *listener.pool) else { continue };
+            let firewall = Firewall::new(&config.firewall, materials, registry);
+            let tls = match &listener.tls {
+                Some(tls) => {
+                    let certificates = Certificates::new(&materials.certificates, tls.strict_sni);
+                    // Keys of its own: a ticket of one listener is worth nothing at another (traps T4).
+                    let tickets = aws_lc_rs::Ticketer::new()?;
+                    Some(Policy::new(certificates, tls.min_version, &tls.alpn, provider, tickets)?)
+                }
+                None => None,
+            };
+            frontends.push(Arc::new(Frontend::new(listener, firewall, tls, Arc::clone(pool), &process, registry)));
+        }
+        let rules = config.firewall.rules.iter().zip(&loaded.prefixes);
+        let prefixes =
+            rules.map(|(rule, &(v4, v6))| PrefixGauges { rule: rule.name.clone(), v4: v4 as u64, v6: v6 as u64 });
+        Ok(Self { frontends, pools, process, certificates: certificates(loaded), prefixes: prefixes.collect() })
+    }
+
+    /// What is set rather than counted, as it is now.
+    pub fn gauges(&self) -> Gauges {
+        let listeners = self.frontends.iter().map(|frontend| ListenerGauges {
+            name: frontend.name.to_string(),
+            connections_limit: frontend.limits.iter().map(|limit| limit.most()).min().unwrap_or_default() as u64,
+        });
+        let pools = self.pools.iter().map(|pool| PoolGauges {
+            name: pool.name.to_string(),
+            up: pool.backends().count() as u64,
+            ..PoolGauges::default()
+        });
+        let backends = self.pools.iter().flat_map(|pool| {
+            pool.backends().map(|backend| BackendGauges {
+                pool: pool.name.to_string(),
+                name: backend.name.to_string(),
+                weight: backend.weight,
+                connections: u64::from(backend.live()),
+                up: true,
+            })
+        });
+        Gauges {
+            listeners: listeners.collect(),
+            pools: pools.collect(),
+            backends: backends.collect(),
+            certificates: self.certificates.clone(),
+            firewall: self.prefixes.clone(),
+        }
+    }
+
+    /// The limit of the process.
+    pub fn connections_limit(&self) -> usize {
+        self.process.most()
+    }
+}
+
+/// Each certificate file once, by the name it has in the configuration.
+fn certificates(loaded: &Loaded) -> Vec<CertificateGauges> {
+    let mut all: Vec<CertificateGauges> = Vec::new();
+    for (listener, materials) in loaded.config.listeners.iter().zip(&loaded.listeners) {
+        let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+        for (files, certificate) in files.zip(&materials.certificates) {
+            let name = files.cert.value.display().to_string();
+            if all.iter().all(|known| known.name != name) {
+                all.push(CertificateGauges { name, not_after: certificate.not_after });
+            }
+        }
+    }
+    all
+}

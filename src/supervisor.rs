@@ -1,0 +1,207 @@
+//! The process: binds, starts the workers, answers the admin listener, stops.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use rustls::crypto::CryptoProvider;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle as Task};
+
+use crate::{
+    access_log::{self, AccessLog},
+    admin,
+    config::{self, Auto, Config, Diagnostic, code::CANNOT_START},
+    load::Loaded,
+    metrics::{Registry, render},
+    ports::{self, Port, cannot_listen},
+    site::Site,
+    sys::host,
+    worker::{self, Assignment},
+};
+
+/// Descriptors kept for the admin listener, log files and reading configurations.
+const RESERVED_DESCRIPTORS: usize = 64;
+
+/// Off switches that only the command line has.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// One socket of each bind for every worker (`SO_REUSEPORT`); otherwise they share one.
+    pub reuseport: bool,
+}
+
+/// A running balancer.
+#[derive(Debug)]
+pub struct Gate {
+    pub limits: Limits,
+    admin_address: SocketAddr,
+    /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
+    ports: Vec<Port>,
+    stop: watch::Sender<bool>,
+    workers: Vec<JoinHandle<()>>,
+    admin: Arc<admin::State>,
+    admin_task: Task<()>,
+    log: Option<access_log::Guard>,
+}
+
+/// What the process allows itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub workers: usize,
+    pub descriptors: usize,
+    pub connections: usize,
+    /// Pipes of all workers together.
+    pub pipes: usize,
+}
+
+/// Binds every address, starts every thread and returns when all of them accept.
+///
+/// Must be called on the control runtime, which then serves the admin listener.
+pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
+    let config = &loaded.config;
+    let limits = Limits::of(config)?;
+    let registry = Arc::new(Registry::new(limits.workers));
+    let site = Site::build(loaded, limits.connections, provider, &registry)
+        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let shared = options.reuseport && limits.workers > 1;
+    let ports = ports::bind(config, if shared { limits.workers } else { 1 })?;
+    let (admin_socket, admin_address) = bind_admin(config)?;
+    let (log, guard) = start_log(&config.log, &registry)?;
+    let (stop, stopped) = watch::channel(false);
+    let workers = start_workers(&limits, &site, &ports, config, &registry, log, &stopped)
+        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
+    let admin = Arc::new(admin::State {
+        allow: config.admin.allow.clone(),
+        hosts: Vec::new(),
+        ready: AtomicBool::new(true),
+        metrics: Box::new(move |format| render(&registry, &site.gauges(), format)),
+    });
+    let admin_task = tokio::spawn(admin::serve(admin_socket, Arc::clone(&admin)));
+    Ok(Gate { limits, admin_address, ports, stop, workers, admin, admin_task, log: guard })
+}
+
+impl Gate {
+    /// Every address that takes connections, with the real ports: the listeners' and `admin`.
+    pub fn listening(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
+        self.ports.iter().map(|port| (&*port.name, port.address)).chain([("admin", self.admin_address)])
+    }
+
+    /// Ends every connection and every thread, and writes the log out.
+    pub fn stop(self) {
+        self.admin.ready.store(false, Ordering::Relaxed);
+        self.stop.send_replace(true);
+        for worker in self.workers {
+            // A worker that panicked has said so already.
+            let _ = worker.join();
+        }
+        self.admin_task.abort();
+        drop(self.ports);
+        drop(self.log);
+    }
+}
+
+impl Limits {
+    /// `connections` is what the descriptor limit allows: two for each, less those of pipes, listeners and a reserve
+    /// (traps A3). A configured number above it is refused.
+    fn of(config: &Config) -> Result<Self, Vec<Diagnostic>> {
+        let descriptors = usize::try_from(host::raise_descriptor_limit()).unwrap_or(usize::MAX);
+        let workers = match config.global.workers {
+            Auto::Auto => host::cores(),
+            Auto::Fixed(workers) => workers.get(),
+        };
+        let binds: usize = config.listeners.iter().map(|listener| listener.binds.len()).sum();
+        let pipes = match config.global.zero_copy {
+            config::ZeroCopy::Off => 0,
+            _ => host::pipe_budget().min(descriptors / 16).max(workers),
+        };
+        // Each worker has a duplicate of each listening socket, and its runtime a handful of its own.
+        let fixed = RESERVED_DESCRIPTORS + workers * (2 * binds + 8);
+        let possible = descriptors.saturating_sub(fixed + 2 * pipes) / 2;
+        let connections = match config.global.max_connections {
+            Auto::Auto => possible,
+            Auto::Fixed(most) => most.get(),
+        };
+        if connections > possible || possible == 0 {
+            let message =
+                format!("{descriptors} descriptors allow {possible} connections, and {connections} are asked for");
+            let error = Diagnostic::error(CANNOT_START, message).help(format!(
+                "raise the limit (`ulimit -Hn {}`, LimitNOFILE= in a unit file) or lower [global] max_connections",
+                connections.max(1) * 2 + fixed + 2 * pipes
+            ));
+            return Err(vec![error]);
+        }
+        Ok(Self { workers, descriptors, connections, pipes })
+    }
+}
+
+fn start_workers(
+    limits: &Limits,
+    site: &Site,
+    ports: &[Port],
+    config: &Config,
+    registry: &Arc<Registry>,
+    log: Option<AccessLog>,
+    stop: &watch::Receiver<bool>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let seeds = RandomState::new();
+    let (ready, started) = mpsc::channel();
+    let mut workers = Vec::new();
+    for index in 0..limits.workers {
+        let mut sockets = Vec::new();
+        for port in ports {
+            if let (Some(socket), Some(frontend)) = (port.socket(index), site.frontends.get(port.listener)) {
+                sockets.push((socket.duplicate()?, Arc::clone(frontend)));
+            }
+        }
+        let assignment = Assignment {
+            index,
+            sockets,
+            pipes: limits.pipes / limits.workers,
+            zero_copy: config.global.zero_copy,
+            registry: Arc::clone(registry),
+            log: log.clone(),
+            seed: seeds.hash_one(index),
+        };
+        workers.push(worker::start(assignment, stop.clone(), ready.clone())?);
+    }
+    drop(ready);
+    started.iter().collect::<io::Result<()>>()?;
+    Ok(workers)
+}
+
+fn bind_admin(config: &Config) -> Result<(TcpListener, SocketAddr), Vec<Diagnostic>> {
+    let bind = || -> io::Result<_> {
+        let listener = std::net::TcpListener::bind(config.admin.bind)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok((TcpListener::from_std(listener)?, address))
+    };
+    bind().map_err(|error| {
+        let diagnostic = cannot_listen(config.admin.bind, &error, None);
+        vec![diagnostic.note("this is the admin listener: [admin] bind")]
+    })
+}
+
+fn start_log(
+    log: &config::Log,
+    registry: &Registry,
+) -> Result<(Option<AccessLog>, Option<access_log::Guard>), Vec<Diagnostic>> {
+    if log.access == config::AccessLog::Off {
+        return Ok((None, None));
+    }
+    match AccessLog::start(&log.access, log.format, Arc::clone(registry.log_records_dropped())) {
+        Ok((log, guard)) => Ok((Some(log), Some(guard))),
+        Err(error) => Err(vec![cannot_start("the access log cannot be opened", &error).note("this is [log] access")]),
+    }
+}
+
+fn cannot_start(what: &str, error: &dyn std::error::Error) -> Diagnostic {
+    Diagnostic::error(CANNOT_START, format!("{what}: {error}"))
+}

@@ -1,0 +1,27 @@
+//! A clock that is cheap enough to be read at every poll.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds of the monotonic clock, in steps of a timer tick (1 to 10 ms).
+///
+/// Read from the vDSO without a system call; an activity stamp needs no more precision.
+#[must_use]
+pub fn coarse() -> Tick {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let millis = now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000;
+    Tick(millis)
+}
+
+/// A moment of the coarse clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick(u64);
+
+impl Tick {
+    /// How long ago `earlier` was; zero if it is later than `self`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}

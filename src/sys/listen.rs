@@ -1,0 +1,123 @@
+//! Listening sockets. Options that accepted sockets inherit are set here once instead of once per connection.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    task::{Context, Poll, ready},
+};
+
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, acceptfrom_with},
+};
+use socket2::{Domain, Protocol, Type};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::address::canonical;
+
+/// A bound, listening socket that belongs to the process; workers get duplicates.
+///
+/// A member of a reuseport group is not closed while its listener lives: the kernel would reset what waits in its
+/// queue (traps A5).
+#[derive(Debug)]
+pub struct Bound {
+    socket: socket2::Socket,
+    address: SocketAddr,
+}
+
+/// A worker's view of a [`Bound`] socket.
+#[derive(Debug)]
+pub struct Acceptor {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Bound {
+    /// Binds and listens. `v6_only` keeps IPv4 clients away from `[::]`; `shared` lets other sockets of this user bind
+    /// the same address (`SO_REUSEPORT`).
+    pub fn listen(address: SocketAddr, v6_only: bool, shared: bool, backlog: i32) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(v6_only)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(backlog)?;
+        let address = socket.local_addr()?.as_socket().unwrap_or(address);
+        Ok(Self { socket, address })
+    }
+
+    /// The address with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A duplicate for one worker; it shares the queue with the original.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.socket.try_clone()?.into())
+    }
+}
+
+impl Acceptor {
+    /// Registers the duplicate of a listening socket with this thread's runtime.
+    #[expect(unsafe_code, reason = "tokio's contract about the descriptor's life cannot be put into a type")]
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned by the `AsyncFd` from here on; nothing closes or replaces it before the
+        // `AsyncFd` has deregistered it in its own drop.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { fd })
+    }
+
+    /// The next client, with its address in canonical form. The socket is non-blocking and closed on exec.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, SocketAddr)>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match acceptfrom_with(self.fd.as_fd(), SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((fd, peer)) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    return Poll::Ready(match peer {
+                        Some(peer) => Ok((fd, canonical(peer))),
+                        None => Err(Errno::CONNABORTED.into()),
+                    });
+                }
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+}
+
+/// What an accept error asks for (traps A1, A2).
+#[must_use]
+pub fn is_of_one_client(error: &io::Error) -> bool {
+    let Some(code) = error.raw_os_error() else { return false };
+    matches!(
+        Errno::from_raw_os_error(code),
+        Errno::CONNABORTED
+            | Errno::PROTO
+            | Errno::PERM
+            | Errno::INTR
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTUNREACH
+            | Errno::NOPROTOOPT
+            | Errno::OPNOTSUPP
+    )
+}
+
+/// Whether the host ran out of descriptors.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|code| matches!(code, Errno::MFILE | Errno::NFILE))
+}
+
+/// Whether the host ran out of memory for sockets.
+#[must_use]
+pub fn is_out_of_memory(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|code| matches!(code, Errno::NOBUFS | Errno::NOMEM))
+}

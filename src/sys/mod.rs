@@ -1,0 +1,8 @@
+//! The kernel: sockets, pipes, limits, files. The only place where `unsafe` is allowed; everything it offers is safe.
+
+pub mod clock;
+pub mod file;
+pub mod host;
+pub mod listen;
+pub mod pipe;
+pub mod socket;

@@ -1,0 +1,5 @@
+//! TLS termination: PEM files, certificates by name, and the handshake.
+
+pub mod acceptor;
+pub mod certificates;
+pub mod pem;

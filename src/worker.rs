@@ -1,0 +1,77 @@
+//! A data-plane thread: one runtime, its own listening sockets, one scratch buffer, its own counters. Nothing crosses
+//! threads between accept and close.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{runtime, sync::watch, time::Instant};
+
+use crate::{
+    access_log::AccessLog, config::ZeroCopy, frontend::Frontend, listener, local::Local, metrics::Registry,
+    relay::Resources, sys::listen::Acceptor,
+};
+
+/// What a worker is made from.
+#[derive(Debug)]
+pub struct Assignment {
+    pub index: usize,
+    /// A duplicate of one listening socket of each bind, and its policy.
+    pub sockets: Vec<(OwnedFd, Arc<Frontend>)>,
+    /// Most pipes lent at once.
+    pub pipes: usize,
+    pub zero_copy: ZeroCopy,
+    pub registry: Arc<Registry>,
+    /// `None`: no access log.
+    pub log: Option<AccessLog>,
+    /// Any number; two workers should not have the same.
+    pub seed: u64,
+}
+
+/// How long connections may take to say goodbye when the process stops.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// Starts the thread. It says through `ready` when it accepts, or why it does not.
+pub fn start(
+    assignment: Assignment,
+    stop: watch::Receiver<bool>,
+    ready: mpsc::Sender<io::Result<()>>,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{}", assignment.index)).spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build_local(runtime::LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(work(assignment, stop, ready)),
+            Err(error) => drop(ready.send(Err(error))),
+        }
+    })
+}
+
+async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mpsc::Sender<io::Result<()>>) {
+    let Assignment { index, sockets, pipes, zero_copy, registry, log, seed } = assignment;
+    let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
+    let local = Rc::new(Local::new(index, resources, registry, log, seed));
+    for (fd, frontend) in sockets {
+        match Acceptor::new(fd) {
+            Ok(acceptor) => drop(tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local)))),
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        }
+    }
+    let _ = ready.send(Ok(()));
+    drop(ready);
+    // An error means that the supervisor is gone: stop as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+    local.drain.trigger();
+    let deadline = Instant::now() + GOODBYE;
+    // Each task holds it: when we are alone, everyone has ended.
+    while Rc::strong_count(&local) > 1 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
