@@ -149,7 +149,7 @@ impl Connection {
         let index = self.local.index;
         let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
         for attempt in 0..=pool.retries {
-            let Some(lease) = search.next() else {
+            let Some(lease) = search.pick() else {
                 return Err(if attempt == 0 { Outcome::NoBackend } else { Outcome::ConnectFailed });
             };
             if attempt > 0 {

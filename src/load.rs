@@ -59,23 +59,21 @@ pub struct Materials {
 }
 
 /// Reads a configuration file.
-pub fn read(path: &Path) -> Result<Text, Diagnostic> {
+pub fn read(path: &Path) -> Result<Text, Box<Diagnostic>> {
     let at = || Origin::File { path: path.to_owned(), span: None };
     let bytes = read_bounded(path, config::MAX_BYTES as u64).map_err(|error| match error {
         ReadError::TooLarge { .. } => config::too_large().from(at()),
         error => Diagnostic::error(UNREADABLE, format!("cannot use configuration `{}`: {error}", path.display()))
             .from(at())
             .help("name another file with --config FILE or $SLUICEGATE_CONFIG"),
-    })?;
+    });
+    let bytes = bytes.map_err(Box::new)?;
     String::from_utf8(bytes).map(|text| Text { path: path.to_owned(), text }).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(valid).filter(|&&byte| byte == b'\n').count() + 1;
-        Diagnostic::error(
-            BAD_TEXT,
-            format!("configuration `{}` is not UTF-8: byte {valid}, line {line}", path.display()),
-        )
-        .from(at())
-        .help("TOML is UTF-8: save the file again with this encoding")
+        let message = format!("configuration `{}` is not UTF-8: byte {valid}, line {line}", path.display());
+        let help = "TOML is UTF-8: save the file again with this encoding";
+        Box::new(Diagnostic::error(BAD_TEXT, message).from(at()).help(help))
     })
 }
 

@@ -85,10 +85,9 @@ impl Pool {
 
 impl Search<'_> {
     /// The next backend to try, active ones first; `None` when none is left.
-    pub fn next(&mut self) -> Option<Lease> {
+    pub fn pick(&mut self) -> Option<Lease> {
         let tiers = [&self.pool.active, &self.pool.backup];
-        let lease = tiers.into_iter().find_map(|tier| tier.pick(&self.request, &self.tried))?;
-        Some(lease)
+        tiers.into_iter().find_map(|tier| tier.pick(&self.request, &self.tried))
     }
 
     /// Notes that `lease` did not work out.
@@ -138,7 +137,7 @@ mod tests {
         let pool = pool(&[Active, Backup, Active]);
         let mut search = pool.search([127, 0, 0, 1].into(), 7);
         let mut names = Vec::new();
-        while let Some(lease) = search.next() {
+        while let Some(lease) = search.pick() {
             names.push(lease.backend().name.to_string());
             search.failed(&lease);
         }
@@ -150,7 +149,7 @@ mod tests {
     #[test]
     fn f10_a_lease_is_counted_until_dropped() {
         let pool = pool(&[config::Role::Active]);
-        let lease = pool.search([127, 0, 0, 1].into(), 7).next().unwrap();
+        let lease = pool.search([127, 0, 0, 1].into(), 7).pick().unwrap();
         assert_eq!(pool.backends().next().unwrap().live(), 1);
         drop(lease);
         assert_eq!(pool.backends().next().unwrap().live(), 0);

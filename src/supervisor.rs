@@ -61,6 +61,14 @@ pub struct Limits {
     pub pipes: usize,
 }
 
+/// What every worker gets alike.
+struct Template {
+    zero_copy: config::ZeroCopy,
+    registry: Arc<Registry>,
+    log: Option<AccessLog>,
+    stop: watch::Receiver<bool>,
+}
+
 /// Binds every address, starts every thread and returns when all of them accept.
 ///
 /// Must be called on the control runtime, which then serves the admin listener.
@@ -75,7 +83,8 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let (admin_socket, admin_address) = bind_admin(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
     let (stop, stopped) = watch::channel(false);
-    let workers = start_workers(&limits, &site, &ports, config, &registry, log, &stopped)
+    let template = Template { zero_copy: config.global.zero_copy, registry: Arc::clone(&registry), log, stop: stopped };
+    let workers = start_workers(&limits, &site, &ports, &template)
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let admin = Arc::new(admin::State {
         allow: config.admin.allow.clone(),
@@ -141,15 +150,7 @@ impl Limits {
     }
 }
 
-fn start_workers(
-    limits: &Limits,
-    site: &Site,
-    ports: &[Port],
-    config: &Config,
-    registry: &Arc<Registry>,
-    log: Option<AccessLog>,
-    stop: &watch::Receiver<bool>,
-) -> io::Result<Vec<JoinHandle<()>>> {
+fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Template) -> io::Result<Vec<JoinHandle<()>>> {
     let seeds = RandomState::new();
     let (ready, started) = mpsc::channel();
     let mut workers = Vec::new();
@@ -164,12 +165,12 @@ fn start_workers(
             index,
             sockets,
             pipes: limits.pipes / limits.workers,
-            zero_copy: config.global.zero_copy,
-            registry: Arc::clone(registry),
-            log: log.clone(),
+            zero_copy: template.zero_copy,
+            registry: Arc::clone(&template.registry),
+            log: template.log.clone(),
             seed: seeds.hash_one(index),
         };
-        workers.push(worker::start(assignment, stop.clone(), ready.clone())?);
+        workers.push(worker::start(assignment, template.stop.clone(), ready.clone())?);
     }
     drop(ready);
     started.iter().collect::<io::Result<()>>()?;

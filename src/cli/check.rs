@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io::Write, process::ExitCode};
 
-use super::{ConfigArgument, Failure, Refused, WRONG_INPUT, load_file, print_diagnostics, provider};
+use super::{ConfigArgument, Failure, WRONG_INPUT, load_file, print_diagnostics, provider};
 use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
@@ -51,20 +51,20 @@ fn check_json(arguments: &Arguments) -> Result<(), Failure> {
             let result = load::load(&source, &provider());
             (source, result)
         }
-        Err(error) => (load::Text { path: path.clone(), text: String::new() }, Err(vec![error])),
+        Err(error) => (load::Text { path: path.clone(), text: String::new() }, Err(vec![*error])),
     };
     let (diagnostics, summary) = match result {
         Ok(loaded) => (loaded.warnings.clone(), Some(summary(&loaded))),
         Err(errors) => (errors, None),
     };
-    let ok = summary.is_some() && !(arguments.strict && !diagnostics.is_empty());
+    let ok = summary.is_some() && (diagnostics.is_empty() || !arguments.strict);
     let answer = serde_json::json!({
         "ok": ok,
         "summary": summary,
         "diagnostics": diagnostic::to_json(&diagnostics, &source.path, &source.text),
     });
     say(&answer.to_string())?;
-    if ok { Ok(()) } else { Err(Refused::new(Vec::new(), &source)) }
+    if ok { Ok(()) } else { Err(Failure::refused(Vec::new(), &source)) }
 }
 
 fn say(line: &str) -> Result<(), Failure> {

@@ -106,23 +106,23 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-impl Refused {
-    fn new(diagnostics: Vec<Diagnostic>, source: &Text) -> Failure {
-        Failure::Refused(Self { diagnostics, source: source.clone() })
+impl Failure {
+    fn refused(diagnostics: Vec<Diagnostic>, source: &Text) -> Self {
+        Self::Refused(Refused { diagnostics, source: source.clone() })
     }
 }
 
 /// Reads a configuration file with everything it names. Warnings are shown.
 fn load_file(path: &Path, provider: &CryptoProvider) -> Result<(Text, Loaded), Failure> {
     let nothing = || Text { path: path.to_owned(), text: String::new() };
-    let source = load::read(path).map_err(|error| Refused::new(vec![error], &nothing()))?;
+    let source = load::read(path).map_err(|error| Failure::refused(vec![*error], &nothing()))?;
     let loaded = load_text(&source, provider)?;
     Ok((source, loaded))
 }
 
 /// As [`load_file`], for a text that is at hand.
 fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure> {
-    let loaded = load::load(source, provider).map_err(|errors| Refused::new(errors, source))?;
+    let loaded = load::load(source, provider).map_err(|errors| Failure::refused(errors, source))?;
     if !loaded.warnings.is_empty() {
         print_diagnostics(&Refused { diagnostics: loaded.warnings.clone(), source: source.clone() });
     }

@@ -7,7 +7,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tracing::info;
 
-use super::{ConfigArgument, Failure, Refused, load_file, provider, signals::Signals};
+use super::{ConfigArgument, Failure, load_file, provider, signals::Signals};
 use crate::{
     load::{Loaded, Text},
     messages,
@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigArgument,
-    /// One listening socket of each address for all workers, instead of one for each (SO_REUSEPORT)
+    /// One listening socket of each address for all workers, instead of one for each (`SO_REUSEPORT`)
     #[arg(long)]
     no_reuseport: bool,
 }
@@ -42,7 +42,7 @@ pub(super) fn serve(
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot take signals over")?;
-        let gate = supervisor::start(loaded, options, provider).map_err(|errors| Refused::new(errors, source))?;
+        let gate = supervisor::start(loaded, options, provider).map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;
         let signal = signals.stop().await;

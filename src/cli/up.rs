@@ -34,13 +34,12 @@ pub(super) struct Arguments {
 
 pub(super) fn up(arguments: &Arguments) -> Result<(), Failure> {
     let folder;
-    let (cert, key) = match (&arguments.cert, &arguments.key) {
-        (Some(cert), Some(key)) => (absolute(cert)?, absolute(key)?),
-        _ => {
-            folder = Folder::create("up")?;
-            eprintln!("note: the certificate is self-signed, clients will not trust it: --cert FILE --key FILE");
-            folder.self_signed(std::slice::from_ref(&arguments.host))?
-        }
+    let (cert, key) = if let (Some(cert), Some(key)) = (&arguments.cert, &arguments.key) {
+        (absolute(cert)?, absolute(key)?)
+    } else {
+        folder = Folder::create("up")?;
+        eprintln!("note: the certificate is self-signed, clients will not trust it: --cert FILE --key FILE");
+        folder.self_signed(std::slice::from_ref(&arguments.host))?
     };
     let source = Text { path: PathBuf::from("up.toml"), text: configuration(arguments, &cert, &key) };
     let provider = provider();

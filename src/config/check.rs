@@ -1,7 +1,7 @@
 //! What must hold between the parts of a file.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     hash::Hash,
     net::SocketAddr,
     ops::Range,
@@ -64,8 +64,8 @@ fn binds(file: &File, report: &mut Report) {
 }
 
 fn references(file: &File, report: &mut Report) {
-    let listeners: HashSet<_> = file.listeners.iter().map(|listener| listener.name.value.as_str()).collect();
-    let pools: HashSet<_> = file.pools.iter().map(|pool| pool.name.value.as_str()).collect();
+    let listeners: BTreeSet<_> = file.listeners.iter().map(|listener| listener.name.value.as_str()).collect();
+    let pools: BTreeSet<_> = file.pools.iter().map(|pool| pool.name.value.as_str()).collect();
     for listener in &file.listeners {
         known(code::UNKNOWN_POOL, "pool", listener.pool.as_ref(), &pools, report);
     }
@@ -79,23 +79,19 @@ fn references(file: &File, report: &mut Report) {
     }
 }
 
-fn known(code: &'static str, what: &str, name: Option<&Located<String>>, names: &HashSet<&str>, report: &mut Report) {
+fn known(code: &'static str, what: &str, name: Option<&Located<String>>, names: &BTreeSet<&str>, report: &mut Report) {
     // Where there are none at all, that is the mistake, and it is noted.
     let Some(name) = name.filter(|name| !names.is_empty() && !names.contains(name.value.as_str())) else { return };
-    let mut some: Vec<_> = names.iter().copied().collect();
-    some.sort_unstable();
-    some.truncate(200);
-    let label = similar(&name.value, some.iter().copied())
-        .map_or_else(|| format!("no such {what}"), |similar| format!("did you mean `{}`?", cut(similar)));
-    some.truncate(10);
-    let some: Vec<_> = some.into_iter().map(cut).collect();
-    let rest = if names.len() > some.len() { ", ..." } else { "" };
-    report.push(
+    report.push_with(|| {
+        let label = similar(&name.value, names.iter().copied().take(200))
+            .map_or_else(|| format!("no such {what}"), |similar| format!("did you mean `{}`?", cut(similar)));
+        let some: Vec<_> = names.iter().take(10).map(|name| cut(name)).collect();
+        let rest = if names.len() > some.len() { ", ..." } else { "" };
         Diagnostic::error(code, format!("unknown {what} {}", quoted(&name.value)))
             .at(name.span.clone())
             .label(label)
-            .note(format!("{what}s: {}{rest}", some.join(", "))),
-    );
+            .note(format!("{what}s: {}{rest}", some.join(", ")))
+    });
 }
 
 fn pool_backends(pool: &Pool, report: &mut Report) {

@@ -8,8 +8,6 @@ use std::{
     time::Duration,
 };
 
-use toml::de::DeTable;
-
 use super::{
     AccessLog, Action, Admin, Auto, Backend, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global,
     Listener, ListenerTimeouts, Log, LogFormat, LogLevel, Pool, Role, Rule, Tls, TlsVersion, ZeroCopy,
@@ -20,7 +18,7 @@ use super::{
     lint::lint,
     read::read,
     reader::Report,
-    syntax::with_syntax_errors,
+    syntax::{Tree, with_syntax_errors, without_hiding_lines},
 };
 use crate::{balance::Balance, cidr::Cidr};
 
@@ -52,9 +50,16 @@ pub fn parse(text: &str, base: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<D
     if text.len() > MAX_BYTES {
         return Err(vec![too_large()]);
     }
-    let (root, syntax_errors) = DeTable::parse_recoverable(text);
+    let (tree, mut syntax_errors) = Tree::parse(text);
     let mut report = Report::new(text);
-    let file = read(root.get_ref(), text, base, &mut report);
+    let file = match without_hiding_lines(text, &syntax_errors) {
+        None => read(tree.root(), text, base, &mut report),
+        Some(cleared) => {
+            let (tree, more_errors) = Tree::parse(&cleared);
+            syntax_errors.extend(more_errors);
+            read(tree.root(), text, base, &mut report)
+        }
+    };
     check(&file, &mut report);
     if !syntax_errors.is_empty() {
         return Err(with_syntax_errors(&syntax_errors, report, text).into_diagnostics());

@@ -179,3 +179,46 @@ pub const MOST_WEIGHT: u32 = 256;
 pub const DAY: Bounds = Bounds { zero: false, hours: 24 };
 pub const YEAR: Bounds = Bounds { zero: false, hours: 24 * 365 };
 pub const YEAR_OR_NEVER: Bounds = Bounds { zero: true, hours: 24 * 365 };
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{DEFAULT_HASH_KEY, parse};
+
+    const FULL: &str = include_str!("../../config/full.toml");
+
+    #[test]
+    fn the_full_file_has_every_key() {
+        for schema in [
+            ROOT,
+            GLOBAL,
+            ADMIN,
+            LOG,
+            TIMEOUTS,
+            LISTENER_TIMEOUTS,
+            POOL_TIMEOUTS,
+            FIREWALL,
+            RULE,
+            TEST,
+            LISTENER,
+            TLS,
+            CERTIFICATE,
+            POOL,
+            BACKEND,
+        ] {
+            for key in schema.keys {
+                let is_there =
+                    FULL.split(|char: char| !(char.is_alphanumeric() || char == '_')).any(|word| word == *key);
+                assert!(is_there, "{key} of {}", schema.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_full_file_shows_the_default_key() {
+        let (config, _) = parse(FULL, Path::new("")).unwrap();
+        assert_eq!(config.global.hash_key, DEFAULT_HASH_KEY);
+    }
+}

@@ -74,12 +74,16 @@ fn socket_address(written: &str) -> Result<SocketAddr, Problem> {
 }
 
 fn explain(written: &str, problem: Diagnostic) -> Diagnostic {
+    if written.is_empty() {
+        return problem.label("an address with a port is expected");
+    }
     let unbracketed = written.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(written);
-    match unbracketed.parse::<IpAddr>() {
-        // `::1:80` is an address of its own, but its author may have meant a port.
-        Ok(ip) => return problem.label("the port is missing").help(add_port(&SocketAddr::new(ip, 80))),
-        Err(_) if written.is_empty() => return problem.label("an address with a port is expected"),
-        Err(_) => {}
+    if let Ok(ip) = unbracketed.parse::<IpAddr>() {
+        let example = add_port(&SocketAddr::new(ip, 80));
+        return match unbracketed_port(written) {
+            Some(meant) => needs_brackets(problem, &meant).help(example),
+            None => problem.label("the port is missing").help(example),
+        };
     }
     if written.contains("://") || written.contains('/') {
         return problem.label("not an address").help("write only the address and the port, for example `10.0.0.11:80`");
@@ -94,8 +98,8 @@ fn explain(written: &str, problem: Diagnostic) -> Diagnostic {
         let every = format!("for every address of this host write `0.0.0.0:{port}` or `[::]:{port}`");
         return problem.label("the address is missing").help(every);
     }
-    if host.parse::<Ipv6Addr>().is_ok() {
-        return problem.label("an IPv6 address needs brackets").help(format!("write `[{host}]:{port}`"));
+    if let Some(meant) = unbracketed_port(written) {
+        return needs_brackets(problem, &meant);
     }
     if has_leading_zeros(host) {
         return leading_zeros(problem);
@@ -108,6 +112,16 @@ fn explain(written: &str, problem: Diagnostic) -> Diagnostic {
         return name_of_a_host(problem);
     }
     problem.label("not an address").help("write it like `10.0.0.11:80` or `[2001:db8::1]:80`")
+}
+
+/// `::1:80` is an address of its own, but its author may have meant a port.
+fn unbracketed_port(written: &str) -> Option<SocketAddr> {
+    let (host, port) = written.rsplit_once(':')?;
+    Some(SocketAddr::new(host.parse::<Ipv6Addr>().ok()?.into(), port.parse().ok()?))
+}
+
+fn needs_brackets(problem: Diagnostic, meant: &SocketAddr) -> Diagnostic {
+    problem.label("an IPv6 address with a port needs brackets").help(format!("write `{meant}`"))
 }
 
 fn bad_network(written: &str, error: &CidrError) -> Problem {
@@ -183,6 +197,10 @@ mod tests {
             ("10.0.0.11", "the port is missing; add a port, for example `10.0.0.11:80`"),
             ("::1", "the port is missing; add a port, for example `[::1]:80`"),
             ("[::1]", "the port is missing; add a port, for example `[::1]:80`"),
+            (
+                "::1:443",
+                "an IPv6 address with a port needs brackets; write `[::1]:443`; add a port, for example `[::1:443]:80`",
+            ),
             ("fe80::1%eth0:80", "zones (`%`) are not allowed: they have a meaning on one host only"),
             ("[fe80::1%3]:80", "zones (`%`) are not allowed: they have a meaning on one host only"),
             ("010.0.0.1:80", "a number has leading zeros"),

@@ -119,11 +119,15 @@ fn firewall(table: &Table, base: &Path, report: &mut Report) -> Firewall {
         default: table.read("default", report, value::word(ACTION)),
         deny_action: table.read("deny_action", report, value::word(DENY_ACTION)),
         rules: table
-            .tables("rules", RULE.name, &RULE, report)
+            .tables("rules", "a rule of [firewall]", &RULE, report)
             .into_iter()
             .map(|table| rule(&table, base, report))
             .collect(),
-        tests: table.tables("tests", TEST.name, &TEST, report).into_iter().map(|table| test(&table, report)).collect(),
+        tests: table
+            .tables("tests", "a test of [firewall]", &TEST, report)
+            .into_iter()
+            .map(|table| test(&table, report))
+            .collect(),
     }
 }
 
@@ -184,14 +188,15 @@ fn tls(table: &Table, base: &Path, report: &mut Report) -> Tls {
     let short = table.contains("cert") || table.contains("key");
     let mut certificates = Vec::new();
     if short {
-        table.exclude(&["cert", "certificates"], report);
-        table.exclude(&["key", "certificates"], report);
+        let short = if table.contains("cert") { "cert" } else { "key" };
+        table.exclude(&[short, "certificates"], report);
         certificates.push(certificate(table, base, report));
     } else {
-        table.require("certificates", "cert = \"FILE\", key = \"FILE\"", report);
+        let example = "certificates = [{ cert = \"FILE\", key = \"FILE\" }]";
+        table.require_one(&["cert", "key", "certificates"], example, report);
     }
     table.refuse_empty("certificates", report);
-    let list = table.tables("certificates", CERTIFICATE.name, &CERTIFICATE, report);
+    let list = table.tables("certificates", &format!("a certificate of {}", table.title), &CERTIFICATE, report);
     certificates.extend(list.iter().map(|table| certificate(table, base, report)));
     Tls {
         certificates,
@@ -216,7 +221,7 @@ fn pool(name: Located<String>, table: &Table, report: &mut Report) -> Pool {
     let short = table.read_list("backends", report, network::backend_address);
     let mut backends: Vec<_> = short.into_iter().flat_map(|list| list.value).map(Backend::from).collect();
     table.refuse_empty("backend", report);
-    let long = table.tables("backend", BACKEND.name, &BACKEND, report);
+    let long = table.tables("backend", &format!("a backend of {}", table.title), &BACKEND, report);
     backends.extend(long.iter().map(|table| backend(table, report)));
     let title = format!("[pool.{}.timeouts]", value::cut(&name.value));
     Pool {

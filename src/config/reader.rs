@@ -50,8 +50,13 @@ impl<'t> Report<'t> {
     }
 
     pub fn push(&mut self, diagnostic: impl Into<Box<Diagnostic>>) {
+        self.push_with(|| diagnostic.into());
+    }
+
+    /// As [`Report::push`], for messages that take some work: it is not done for those that will not be shown.
+    pub fn push_with<D: Into<Box<Diagnostic>>>(&mut self, diagnostic: impl FnOnce() -> D) {
         if self.diagnostics.len() < MOST_DIAGNOSTICS {
-            self.diagnostics.push(*diagnostic.into());
+            self.diagnostics.push(*diagnostic().into());
         } else {
             self.omitted += 1;
         }
@@ -92,15 +97,15 @@ impl<'a> Table<'a> {
     ) -> Self {
         let mut meant = Vec::new();
         for key in entries.keys().filter(|key| !schema.keys.contains(&key.get_ref().as_ref())) {
-            let similar = similar(key.get_ref(), schema.keys.iter().copied());
-            meant.extend(similar);
-            let keys = if schema.keys.is_empty() { "none".to_owned() } else { schema.keys.join(", ") };
-            report.push(
+            report.push_with(|| {
+                let similar = similar(key.get_ref(), schema.keys.iter().copied());
+                meant.extend(similar);
+                let label = similar.map_or("not known here".to_owned(), |similar| format!("did you mean `{similar}`?"));
                 Diagnostic::error(code::UNKNOWN_KEY, format!("unknown key {}", quoted(key.get_ref())))
                     .at(key.span())
-                    .label(similar.map_or("not known here".to_owned(), |similar| format!("did you mean `{similar}`?")))
-                    .note(format!("keys of {}: {keys}", schema.name)),
-            );
+                    .label(label)
+                    .note(format!("keys of {}: {}", schema.name, schema.keys.join(", ")))
+            });
         }
         Self { title, span, entries, meant }
     }
@@ -225,7 +230,7 @@ impl<'a> Table<'a> {
         let Some(value) = self.entries.get(key) else { return Vec::new() };
         let form = format!("each {key} has a name of its own: `[{key}.NAME]`");
         let DeValue::Table(entries) = value.get_ref() else {
-            report.push(value::wrong_type("tables with names", value.get_ref()).at(value.span()).help(form));
+            report.push(value::wrong_type(&format!("`[{key}.NAME]`"), value.get_ref()).at(value.span()).help(form));
             return Vec::new();
         };
         let mut found = Vec::new();
@@ -253,7 +258,12 @@ pub fn similar<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Opti
     if word.len() > 128 {
         return None;
     }
-    let likeness = |known: &str| strsim::jaro_winkler(&word.to_ascii_lowercase(), known);
+    let word = word.to_ascii_lowercase();
+    let likeness = |known: &str| match strsim::osa_distance(&word, known) {
+        // Two letters changed about in a short word look very different otherwise.
+        0 | 1 if known.len() > 2 => 1.0,
+        _ => strsim::jaro_winkler(&word, known),
+    };
     let best = known.into_iter().map(|known| (likeness(known), known)).max_by(|(a, _), (b, _)| a.total_cmp(b));
     best.filter(|(likeness, _)| *likeness >= 0.8).map(|(_, known)| known)
 }

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 
 use super::{
     Meter, Resources,
+    end::FlowEnd,
     flow::{COPY_LENGTH, Flow, Route, Step},
 };
 use crate::metrics::RelayPath;
@@ -21,8 +22,8 @@ impl Flow {
         let Some(buffer) = scratch.raw.get_mut(..COPY_LENGTH) else { return Step::Waiting };
         let received = match route.source.poll_recv(cx, buffer) {
             Poll::Pending => return Step::Waiting,
-            Poll::Ready(Ok(0)) => return self.source_ended(Ok(())),
-            Poll::Ready(Err(error)) => return self.source_ended(Err(error)),
+            Poll::Ready(Ok(0)) => return self.source_ended(FlowEnd::Finished),
+            Poll::Ready(Err(_)) => return self.source_ended(FlowEnd::SourceFailed),
             Poll::Ready(Ok(received)) => received,
         };
         meter.read(route.direction, received);

@@ -7,7 +7,7 @@ pub(super) enum FlowEnd {
     Finished,
     /// The source ended abruptly; the sink has what came before.
     SourceFailed,
-    /// FIN came without close_notify: everything may be there, or not (traps T11).
+    /// FIN came without `close_notify`: everything may be there, or not (traps T11).
     SourceTruncated,
     /// The source sent something that is not valid TLS.
     SourceInvalid,
@@ -29,7 +29,7 @@ pub enum End {
     BackendClosed,
     ClientReset,
     BackendReset,
-    /// FIN without close_notify: a close to the eye, an abrupt end to the backend.
+    /// FIN without `close_notify`: a close to the eye, an abrupt end to the backend.
     ClientTruncated,
     /// The client broke the TLS protocol.
     TlsError,
@@ -48,16 +48,13 @@ pub(super) fn of(up: Option<FlowEnd>, down: Option<FlowEnd>, first: Option<Side>
     use FlowEnd::{Finished, SinkFailed, SourceFailed, SourceInvalid, SourceTruncated};
     match (up, down) {
         (Some(SourceInvalid), _) => Some(End::TlsError),
-        (Some(SourceFailed), _) => Some(End::ClientReset),
+        (Some(SourceFailed), _) | (Some(Finished | SinkFailed), Some(SinkFailed)) => Some(End::ClientReset),
         (_, Some(SourceFailed | SourceInvalid | SourceTruncated)) => Some(End::BackendReset),
-        // The backend was done, so nothing was cut that anyone waits for.
-        (Some(SourceTruncated), Some(Finished)) => Some(End::BackendClosed),
+        // The backend was done: nothing was cut that anyone waits for, or it does not want the rest.
+        (Some(SourceTruncated | SinkFailed), Some(Finished)) => Some(End::BackendClosed),
         (Some(SourceTruncated), _) => Some(End::ClientTruncated),
         (Some(Finished), Some(Finished)) if first == Some(Side::Backend) => Some(End::BackendClosed),
         (Some(Finished), Some(Finished)) => Some(End::ClientClosed),
-        // The backend had finished cleanly and does not want the rest.
-        (Some(SinkFailed), Some(Finished)) => Some(End::BackendClosed),
-        (Some(Finished | SinkFailed), Some(SinkFailed)) => Some(End::ClientReset),
         (None, _) | (_, None) => None,
     }
 }

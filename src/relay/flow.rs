@@ -1,9 +1,6 @@
 //! One direction of a relay: what it has parked, how it moves bytes, and how it ended.
 
-use std::{
-    io,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use super::{Meter, Resources, end::FlowEnd};
 use crate::{
@@ -163,8 +160,8 @@ impl Flow {
     }
 
     /// The source has no more. `Again`: what is parked has to go first.
-    pub(super) fn source_ended(&mut self, result: io::Result<()>) -> Step {
-        self.source_ended = Some(if result.is_ok() { FlowEnd::Finished } else { FlowEnd::SourceFailed });
+    pub(super) fn source_ended(&mut self, end: FlowEnd) -> Step {
+        self.source_ended = Some(end);
         Step::Again
     }
 

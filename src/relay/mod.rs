@@ -190,7 +190,7 @@ impl Client {
         self.socket().reset_on_close();
     }
 
-    /// Sends FIN; close_notify has gone before it.
+    /// Sends FIN; `close_notify` has gone before it.
     fn finish_sending(&self) {
         self.socket().finish_sending();
     }

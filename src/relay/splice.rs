@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use super::{
     Meter, Resources,
+    end::FlowEnd,
     flow::{Flow, Mode, Parked, Route, Step},
 };
 use crate::{
@@ -54,7 +55,7 @@ impl Flow {
                 resources.note_fallback(Fallback::NoMemory);
                 self.copy_round(cx, route, resources, meter)
             }
-            Poll::Ready(Err(error)) => self.source_ended(Err(error)),
+            Poll::Ready(Err(_)) => self.source_ended(FlowEnd::SourceFailed),
         };
         drop(pipe);
         resources.note_pipes();

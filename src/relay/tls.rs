@@ -124,10 +124,10 @@ impl TlsClient {
                 Poll::Pending => return Step::Waiting,
                 Poll::Ready(Ok(0)) => {
                     self.send_close_notify();
-                    let _ = flow.source_ended(Ok(()));
+                    let _ = flow.source_ended(FlowEnd::Finished);
                 }
-                Poll::Ready(Err(error)) => {
-                    let _ = flow.source_ended(Err(error));
+                Poll::Ready(Err(_)) => {
+                    let _ = flow.source_ended(FlowEnd::SourceFailed);
                 }
                 Poll::Ready(Ok(received)) => {
                     if received == self.batch {

@@ -119,7 +119,7 @@ impl Socket {
 
     /// Sends from `buffer`; less than all of it means that the send buffer is full.
     pub fn poll_send(&self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        self.before_write()?;
+        self.before_write();
         self.poll_write_with(cx, buffer.len(), |socket| rustix::net::send(&socket.fd, buffer, SendFlags::NOSIGNAL))
     }
 
@@ -130,7 +130,7 @@ impl Socket {
         buffers: &[IoSlice<'_>],
         length: usize,
     ) -> Poll<io::Result<usize>> {
-        self.before_write()?;
+        self.before_write();
         self.poll_write_with(cx, length, |socket| rustix::io::writev(&socket.fd, buffers))
     }
 
@@ -161,7 +161,7 @@ impl Socket {
 
     /// Moves bytes from `pipe` into the socket; the pipe must hold some. Pending means that the socket is full.
     pub fn poll_empty(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        self.before_write()?;
+        self.before_write();
         let held = pipe.held();
         let bytes = ready!(self.poll_write_with(cx, 0, |socket| match pipe.ends() {
             // A pipe never blocks while it holds something, so "would block" means the socket.
@@ -206,7 +206,7 @@ impl Socket {
         let _: io::Result<()> = self.fd.try_io(Interest::PRIORITY, |_| Err(io::ErrorKind::WouldBlock.into()));
     }
 
-    fn before_write(&self) -> io::Result<()> {
+    fn before_write(&self) {
         match self.nagle.get() {
             Nagle::Off => {}
             Nagle::Untouched => self.nagle.set(Nagle::OneWrite),
@@ -216,7 +216,6 @@ impl Socket {
                 let _ = sockopt::set_tcp_nodelay(&self.fd, true);
             }
         }
-        Ok(())
     }
 
     fn poll_write_with(

@@ -166,7 +166,7 @@ async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
     if let Some(reason) = io.not_tls {
         return reason;
     }
-    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+    if tls_error(error).is_some() {
         linger(io.socket).await;
         return HandshakeFailure::TlsError;
     }
@@ -211,8 +211,11 @@ fn offers_alpn(hello: &ClientHello<'_>) -> bool {
 }
 
 fn is_no_protocol(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::NoApplicationProtocol))
+    matches!(tls_error(error), Some(rustls::Error::NoApplicationProtocol))
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn cut(text: &str) -> &str {
