@@ -108,7 +108,7 @@ fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, 
             Ok(bytes) => parse_list(&bytes),
             Err(error) => {
                 let message = format!("cannot use list `{}`: {error}", file.value.display());
-                found.push(Diagnostic::error(UNREADABLE, message).from(at()).label("named here"));
+                found.push(unreadable(message, at()));
                 continue;
             }
         };
@@ -145,6 +145,12 @@ fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, 
     lists
 }
 
+fn unreadable(message: String, at: Origin) -> Diagnostic {
+    let help =
+        "relative paths begin at the folder of the configuration; `ls -lL` tells what is there and who may read it";
+    Diagnostic::error(UNREADABLE, message).from(at).label("named here").help(help)
+}
+
 /// The certificates of every listener, in the order they are written.
 fn read_certificates(config: &Config, provider: &CryptoProvider, found: &mut Vec<Diagnostic>) -> Vec<Vec<Certificate>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
@@ -167,7 +173,7 @@ fn read_certificate(
             .map_err(|error| {
                 let message = format!("cannot use {what} `{}`: {error}", file.value.display());
                 let at = Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
-                found.push(Diagnostic::error(UNREADABLE, message).from(at).label("named here"));
+                found.push(unreadable(message, at));
             })
             .ok()
     };

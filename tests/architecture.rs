@@ -141,7 +141,8 @@ fn module_of(file: &Path) -> Option<String> {
 /// The first name behind each `crate::`, in `use crate::{a, b::c}` and in `crate::a::b` alike.
 fn imports(text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let code: String = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         match rest.strip_prefix('{') {

@@ -1,0 +1,54 @@
+//! The harness: the binary as a child process, backends and clients in this one, real programs beside them.
+
+pub mod backend;
+pub mod certificates;
+pub mod client;
+pub mod gate;
+pub mod hello;
+pub mod metrics;
+pub mod nginx;
+pub mod process;
+pub mod programs;
+pub mod tags;
+pub mod variant;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use backend::Backend;
+pub use certificates::Authority;
+pub use gate::Gate;
+pub use metrics::Metrics;
+pub use process::Process;
+pub use variant::Variant;
+
+/// What a test waits at most for anything that should happen at once.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// What a test waits at most for bulk work in a debug build on a busy machine.
+pub const LATE: Duration = Duration::from_secs(90);
+
+const POLL: Duration = Duration::from_millis(5);
+
+/// Waits for a condition, not for a time; tells what it waited for when the deadline passes.
+#[track_caller]
+pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let reached = wait_for(deadline, || condition().then_some(()));
+    assert!(reached.is_some(), "not within {deadline:?}: {what}");
+}
+
+/// The first `Some` within the deadline.
+pub fn wait_for<T>(deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = attempt() {
+            return Some(value);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,201 @@
+//! T1, T6, T16: hellos in pieces, hellos that never come, and bytes that are no hello.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    Backend, Gate,
+    client::{self, read_all},
+    gate::{https, pool, word},
+    hello::{CLOSE_NOTIFY, Hello},
+};
+
+fn gate(backend: &Backend, handshake: &str) -> Gate {
+    let timeouts = format!("[timeouts]\nhandshake = \"{handshake}\"\n");
+    Gate::start(&[https(""), pool("", &[backend.address]), timeouts].concat())
+}
+
+fn hello() -> Hello {
+    Hello::new("foobar.com", Arc::new(client::config(rustls::ALL_VERSIONS)))
+}
+
+/// The rest of the handshake, a few bytes, a clean end.
+#[track_caller]
+fn goes_on(hello: Hello, stream: TcpStream) {
+    let mut stream = hello.finish(stream).expect("a handshake");
+    client::exchange(&mut stream, b"in one piece");
+    client::Stream::finish_sending(&mut stream);
+    assert!(read_all(&mut stream).0.is_empty());
+}
+
+#[test]
+fn t1_a_hello_in_two_records_cut_inside_the_name() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "10s");
+    let (hello, mut stream) = (hello(), client::connect(gate.address("https")));
+    stream.write_all(&hello.records(&[hello.inside_the_name()])).unwrap();
+    goes_on(hello, stream);
+    let record = &gate.wait_records(1)[0];
+    assert_eq!(record["sni"], "foobar.com", "{record}");
+    gate.wait_outcome("client_closed", 1);
+    gate.finish();
+}
+
+#[test]
+fn t1_a_hello_with_one_byte_per_segment() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "30s");
+    let (hello, mut stream) = (hello(), client::connect(gate.address("https")));
+    for byte in hello.whole() {
+        stream.write_all(&[byte]).unwrap();
+    }
+    goes_on(hello, stream);
+    gate.wait_outcome("client_closed", 1);
+    gate.finish();
+}
+
+/// Every byte in a record of its own: a handshake or a clean refusal, never a panic.
+#[test]
+fn t1_a_hello_in_records_of_one_byte() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "10s");
+    let (hello, mut stream) = (hello(), client::connect(gate.address("https")));
+    stream.write_all(&hello.crumbs()).unwrap();
+    if let Ok(mut stream) = hello.finish(stream) {
+        client::exchange(&mut stream, b"from crumbs");
+    }
+    gate.wait_records(1);
+    gate.finish();
+}
+
+/// It used to loop for ever in a library; here it is gone at the deadline at the latest, and costs nothing until then.
+#[test]
+fn t1_close_notify_after_the_hello_ends_the_handshake() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "1s");
+    let (start, before) = (Instant::now(), gate.process.processor_time());
+    for pieces in [vec![], vec![1], vec![40]] {
+        let mut stream = client::connect(gate.address("https"));
+        stream.write_all(&[hello().records(&pieces), CLOSE_NOTIFY.to_vec()].concat()).unwrap();
+        read_all(&mut stream);
+    }
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    let spent = gate.process.processor_time() - before;
+    assert!(spent < Duration::from_millis(500), "{spent:?} of processor time");
+    assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+/// Gone at the deadline of the whole handshake, whatever trickles in.
+#[track_caller]
+fn gone_at_the_deadline(gate: &Gate, mut stream: TcpStream, since: Instant) {
+    read_all(&mut stream);
+    let after = since.elapsed();
+    assert!(after > Duration::from_millis(750) && after < Duration::from_secs(4), "after {after:?}");
+    drop(stream);
+    let record = gate.wait_records(1).pop().unwrap();
+    assert_eq!(word(&record, "outcome"), "handshake_timeout", "{record}");
+}
+
+#[test]
+fn t6_a_silent_client_is_gone_at_the_deadline() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "800ms");
+    let (since, stream) = (Instant::now(), client::connect(gate.address("https")));
+    gone_at_the_deadline(&gate, stream, since);
+    gate.wait_outcome("handshake_timeout", 1);
+    assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+#[test]
+fn t6_half_a_hello_is_gone_at_the_deadline() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "800ms");
+    let (since, mut stream) = (Instant::now(), client::connect(gate.address("https")));
+    stream.write_all(&hello().whole()[..200]).unwrap();
+    gone_at_the_deadline(&gate, stream, since);
+    gate.finish();
+}
+
+/// The deadline is total: a byte now and then does not move it.
+#[test]
+fn t6_a_trickling_client_is_gone_at_the_same_deadline() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "800ms");
+    let (since, stream) = (Instant::now(), client::connect(gate.address("https")));
+    thread::scope(|scope| {
+        let mut writer = stream.try_clone().unwrap();
+        scope.spawn(move || {
+            for byte in hello().whole().into_iter().take(100) {
+                if writer.write_all(&[byte]).is_err() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        gone_at_the_deadline(&gate, stream, since);
+    });
+    gate.finish();
+}
+
+/// Silent clients beside: the others do not wait for them.
+#[test]
+fn t6_silent_clients_hold_up_nobody() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "30s");
+    let silent: Vec<TcpStream> = (0..50).map(|_| client::connect(gate.address("https"))).collect();
+    let start = Instant::now();
+    for _ in 0..10 {
+        let mut stream = client::connect_tls(gate.address("https"));
+        client::exchange(&mut stream, b"quick");
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    drop(silent);
+    gate.finish();
+}
+
+#[test]
+fn t16_what_is_no_tls_is_said_so() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "20s");
+    let start = Instant::now();
+    let words: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: foobar.com\r\n\r\n",
+        b"POST /form HTTP/1.1\r\nContent-Length: 3\r\n\r\na=b",
+        b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+        b"\x20\x00\x00\x01\x85\xa6\xff\x01\x00\x00\x00\x01\x21\x00\x00\x00",
+        &[0; 64],
+        &[0xff; 64],
+    ];
+    for word in words {
+        let mut stream = client::connect(gate.address("https"));
+        stream.write_all(word).unwrap();
+        read_all(&mut stream);
+    }
+    assert!(start.elapsed() < Duration::from_secs(15), "not by the deadline of the handshake");
+    let metrics = gate.wait_outcome("not_tls", 6);
+    assert_eq!(metrics.count("sluicegate_tls_handshake_failures_total", &[("listener", "https")]), 6);
+    assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+#[test]
+fn garbage_after_the_handshake_ends_the_connection() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "10s");
+    let mut stream = client::connect_tls(gate.address("https"));
+    client::exchange(&mut stream, b"hello");
+    let mut record = vec![23, 3, 3, 0, 64];
+    record.extend([0xab; 64]);
+    stream.sock.write_all(&record).unwrap();
+    read_all(&mut stream.sock);
+    gate.wait_outcome("tls_error", 1);
+    drop(stream);
+    gate.finish();
+}
