@@ -126,6 +126,16 @@ fn a_port_in_use_is_named_with_a_cure() {
 }
 
 #[test]
+fn the_port_of_another_gate_is_in_use_although_workers_share_ports() {
+    let backend = Backend::echo();
+    let gate = Gate::start(&[tcp(""), pool("", &[backend.address])].concat());
+    let address = gate.address("tcp").to_string();
+    let directory = changed("bind = \"127.0.0.1:0\"\npool", &format!("bind = \"{address}\"\npool"));
+    run_refused(directory.path(), &[&address, "in use"]);
+    gate.finish();
+}
+
+#[test]
 fn an_admin_port_in_use_is_named_too() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = held.local_addr().unwrap().to_string();
