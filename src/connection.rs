@@ -148,11 +148,9 @@ impl Connection {
         let pool = &*self.frontend.pool;
         let index = self.local.index;
         let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
-        for attempt in 0..=pool.retries {
-            let Some(lease) = search.pick() else {
-                return Err(if attempt == 0 { Outcome::NoBackend } else { Outcome::ConnectFailed });
-            };
-            if attempt > 0 {
+        let mut failed = false;
+        while let Some(lease) = search.pick() {
+            if failed {
                 pool.cells.at(index).retries.add(1);
             }
             self.note_attempt(&lease);
@@ -168,10 +166,11 @@ impl Connection {
                 Err(DialError::Failed(reason)) => {
                     cells.connect_failures.at(reason).add(1);
                     search.failed(&lease);
+                    failed = true;
                 }
             }
         }
-        Err(Outcome::ConnectFailed)
+        Err(if failed { Outcome::ConnectFailed } else { Outcome::NoBackend })
     }
 
     /// Whether nothing was said: a port probe, counted and not logged (traps O8).

@@ -95,7 +95,8 @@ impl Firewall {
     pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry) -> Self {
         let rules = materials.rules.iter().filter_map(|&index| config.rules.get(index)).map(|rule| {
             let action = match (rule.shadow, rule.action) {
-                (true, _) => RuleAction::ShadowDeny,
+                (true, Action::Deny) => RuleAction::ShadowDeny,
+                (true, Action::Allow) => RuleAction::ShadowAllow,
                 (false, Action::Deny) => RuleAction::Deny,
                 (false, Action::Allow) => RuleAction::Allow,
             };

@@ -115,8 +115,9 @@ fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, 
         match list {
             Ok(list) => {
                 if list.host_bits > 0 {
+                    let lines = if list.host_bits == 1 { "line has" } else { "lines have" };
                     let message = format!(
-                        "{} lines of `{}` have bits set beyond the prefix; the whole network is meant",
+                        "{} {lines} bits set beyond the prefix in `{}`; the whole network is meant",
                         list.host_bits,
                         file.value.display()
                     );

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Pool {
     pub name: Arc<str>,
-    /// Other backends tried while no client byte was forwarded.
+    /// Other backends of the same role tried while no client byte was forwarded.
     pub retries: u32,
     /// One connect attempt.
     pub connect_timeout: Duration,
@@ -43,6 +43,9 @@ struct Tier {
 pub struct Search<'a> {
     pool: &'a Pool,
     request: Request,
+    /// Attempts left among the backends of the present role.
+    left: u32,
+    backups: bool,
     /// Empty, without an allocation, until a connect fails.
     tried: Vec<*const Backend>,
 }
@@ -74,7 +77,13 @@ impl Pool {
     /// Begins the search for one client. `random` is 64 fresh bits.
     pub fn search(&self, source: IpAddr, random: u64) -> Search<'_> {
         let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
-        Search { pool: self, request: Request { source, ticket, random }, tried: Vec::new() }
+        Search {
+            pool: self,
+            request: Request { source, ticket, random },
+            left: self.retries.saturating_add(1),
+            backups: false,
+            tried: Vec::new(),
+        }
     }
 
     /// Every backend, active ones first.
@@ -84,10 +93,17 @@ impl Pool {
 }
 
 impl Search<'_> {
-    /// The next backend to try, active ones first; `None` when none is left.
+    /// The next backend to try: as many active ones as the retries allow, then as many backups. `None` when none is left.
     pub fn pick(&mut self) -> Option<Lease> {
-        let tiers = [&self.pool.active, &self.pool.backup];
-        tiers.into_iter().find_map(|tier| tier.pick(&self.request, &self.tried))
+        loop {
+            let tier = if self.backups { &self.pool.backup } else { &self.pool.active };
+            let lease = if self.left == 0 { None } else { tier.pick(&self.request, &self.tried) };
+            self.left = self.left.saturating_sub(1);
+            if lease.is_some() || self.backups {
+                return lease;
+            }
+            (self.backups, self.left) = (true, self.pool.retries.saturating_add(1));
+        }
     }
 
     /// Notes that `lease` did not work out.
@@ -144,6 +160,20 @@ mod tests {
         assert_eq!(names.len(), 3);
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), 3);
         assert_eq!(names.last().unwrap(), "b1");
+    }
+
+    #[test]
+    fn a_backup_is_tried_when_the_retries_among_the_active_ones_are_used_up() {
+        use config::Role::{Active, Backup};
+        let pool = pool(&[Active, Active, Active, Active, Backup]);
+        let mut search = pool.search([127, 0, 0, 1].into(), 7);
+        let names = std::iter::from_fn(|| {
+            let lease = search.pick()?;
+            search.failed(&lease);
+            Some(lease.backend().name.to_string())
+        });
+        let names: Vec<_> = names.collect();
+        assert_eq!((names.len(), names.last().unwrap().as_str()), (4, "b4"));
     }
 
     #[test]

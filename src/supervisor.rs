@@ -103,13 +103,17 @@ impl Gate {
     }
 
     /// Ends every connection and every thread, and writes the log out.
-    pub fn stop(self) {
+    pub async fn stop(self) {
         self.admin.ready.store(false, Ordering::Relaxed);
         self.stop.send_replace(true);
-        for worker in self.workers {
-            // A worker that panicked has said so already.
-            let _ = worker.join();
-        }
+        // On another thread, so that the admin listener says "not ready" meanwhile.
+        let workers = tokio::task::spawn_blocking(|| {
+            for worker in self.workers {
+                // A worker that panicked has said so already.
+                let _ = worker.join();
+            }
+        });
+        let _ = workers.await;
         self.admin_task.abort();
         drop(self.ports);
         drop(self.log);

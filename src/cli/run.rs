@@ -47,7 +47,7 @@ pub(super) fn serve(
         started(&gate)?;
         let signal = signals.stop().await;
         info!(signal, "stopping");
-        gate.stop();
+        gate.stop().await;
         Ok(())
     })
 }

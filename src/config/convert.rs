@@ -20,17 +20,16 @@ use super::{
     reader::Report,
     syntax::{Tree, with_syntax_errors, without_hiding_lines},
 };
-use crate::{balance::Balance, cidr::Cidr};
+use crate::{
+    balance::{Balance, DEFAULT_KEY},
+    cidr::Cidr,
+};
 
 /// A larger text is not read: no configuration comes near it, long lists have files of their own.
 pub const MAX_BYTES: usize = 8 << 20;
 
 /// Where the admin listens unless the file says otherwise.
 pub const DEFAULT_ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-
-/// The key of `ip_hash` and `maglev` unless the file has one. It is public: with it, a client can find addresses that
-/// meet the same backend, which only matters where clients choose their addresses.
-pub const DEFAULT_HASH_KEY: [u8; 16] = *b"sluicegate.hash1";
 
 const DEFAULT_RETRIES: u32 = 2;
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
@@ -108,7 +107,7 @@ fn global(file: &file::Global) -> Global {
         workers: value(&file.workers, Auto::Auto),
         max_connections: value(&file.max_connections, Auto::Auto),
         zero_copy: value(&file.zero_copy, ZeroCopy::Auto),
-        hash_key: value(&file.hash_key, DEFAULT_HASH_KEY),
+        hash_key: value(&file.hash_key, DEFAULT_KEY),
     }
 }
 
@@ -246,7 +245,7 @@ backends = ["10.0.0.11:80", "10.0.0.12:80"]
     fn what_is_not_written_has_a_default() {
         let config = parsed(SMALLEST);
         assert_eq!(config.global.workers, Auto::Auto);
-        assert_eq!(config.global.hash_key, DEFAULT_HASH_KEY);
+        assert_eq!(config.global.hash_key, DEFAULT_KEY);
         assert_eq!(config.admin.bind, DEFAULT_ADMIN_BIND);
         let allow: Vec<_> = config.admin.allow.iter().map(ToString::to_string).collect();
         assert_eq!(allow, ["127.0.0.0/8", "::1/128"]);

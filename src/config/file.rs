@@ -185,7 +185,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{DEFAULT_HASH_KEY, parse};
+    use crate::{balance::DEFAULT_KEY, config::parse};
 
     const FULL: &str = include_str!("../../config/full.toml");
 
@@ -219,6 +219,6 @@ mod tests {
     #[test]
     fn the_full_file_shows_the_default_key() {
         let (config, _) = parse(FULL, Path::new("")).unwrap();
-        assert_eq!(config.global.hash_key, DEFAULT_HASH_KEY);
+        assert_eq!(config.global.hash_key, DEFAULT_KEY);
     }
 }

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_HASH_KEY, MAX_BYTES, parse, too_large};
+pub use convert::{DEFAULT_ADMIN_BIND, MAX_BYTES, parse, too_large};
 pub use diagnostic::Diagnostic;
 
 pub use crate::firewall::Action;

@@ -62,7 +62,7 @@ pub struct ListenerCells {
 /// What one worker counts for one firewall rule under one action.
 #[derive(Debug, Default)]
 pub struct RuleCells {
-    /// Connections it decided, or would have decided when the action is `shadow_deny`.
+    /// Connections it decided, or would have decided when the action is a shadow one.
     pub connections: Counter,
 }
 

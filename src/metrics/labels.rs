@@ -87,6 +87,8 @@ pub enum RuleAction {
     Deny,
     /// Counted, not enforced.
     ShadowDeny,
+    /// As [`Self::ShadowDeny`], of a rule that would allow.
+    ShadowAllow,
 }
 
 /// Whether a TLS handshake continued an earlier session.
@@ -212,7 +214,7 @@ impl Label for Fallback {
 }
 
 impl Label for RuleAction {
-    const ALL: &'static [Self] = &[Self::Allow, Self::Deny, Self::ShadowDeny];
+    const ALL: &'static [Self] = &[Self::Allow, Self::Deny, Self::ShadowDeny, Self::ShadowAllow];
 
     fn index(self) -> usize {
         self as usize
@@ -223,6 +225,7 @@ impl Label for RuleAction {
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::ShadowDeny => "shadow_deny",
+            Self::ShadowAllow => "shadow_allow",
         }
     }
 }
