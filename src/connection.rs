@@ -116,7 +116,7 @@ impl Connection {
                 return Err(outcome);
             }
         };
-        let control = Control { timeouts: frontend.timeouts, drain };
+        let control = Control { timeouts: frontend.timeouts.jittered(self.local.random()), drain };
         Ok(relay::run(client, backend, &self.local.resources, &self.meter, control).await)
     }
 
@@ -235,8 +235,13 @@ struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let Connection { local, frontend, accepted, .. } = self.connection;
-        let outcome =
-            self.outcome.unwrap_or_else(|| if std::thread::panicking() { Outcome::Internal } else { Outcome::Drained });
+        let outcome = match (self.outcome, self.connection.meter.end()) {
+            (Some(outcome), _) => outcome,
+            (None, _) if std::thread::panicking() => Outcome::Internal,
+            // Cut off while its sockets were being closed.
+            (None, Some(end)) => end.into(),
+            (None, None) => Outcome::Drained,
+        };
         let total = accepted.elapsed();
         if !self.connection.is_a_probe(outcome) {
             local.log(|| self.connection.record(outcome, total));

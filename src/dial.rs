@@ -25,10 +25,19 @@ pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<(Socket, 
     let begin = Instant::now();
     let socket = Socket::connecting(address).map_err(|error| reason(&error))?;
     match tokio::time::timeout(timeout, poll_fn(|cx| socket.poll_connected(cx))).await {
+        Ok(Ok(())) if is_local_port(address) && socket.is_connected_to_itself(address) => {
+            Err(DialError::Failed(ConnectFailure::Refused))
+        }
         Ok(Ok(())) => Ok((socket, begin.elapsed())),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err(DialError::Failed(ConnectFailure::Timeout)),
     }
+}
+
+/// Where the kernel could have chosen this very address for our end: the default range begins at 32,768
+/// (`net.ipv4.ip_local_port_range`).
+fn is_local_port(address: SocketAddr) -> bool {
+    address.ip().is_loopback() && address.port() >= 32_768
 }
 
 fn reason(error: &io::Error) -> DialError {

@@ -139,11 +139,8 @@ impl Limit {
 
     /// A place, if one is free.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
-        // Added first and taken back: two workers can never both get the last place.
-        if self.taken.fetch_add(1, Ordering::Relaxed) >= self.most {
-            self.taken.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
+        let one_more = |taken| (taken < self.most).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(Place(Arc::clone(self)))
     }
 }

@@ -54,5 +54,8 @@ fn pause(error: &io::Error, frontend: &Frontend, local: &Local) -> bool {
         _ => AcceptError::Other,
     };
     frontend.cells.at(local.index).accept_errors.at(reason).add(1);
+    if !one_client && local.may_warn() {
+        tracing::warn!(listener = &*frontend.name, %error, "cannot accept; trying again every 100 ms");
+    }
     !one_client
 }

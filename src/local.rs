@@ -1,12 +1,13 @@
 //! What the connections of one worker share. It never leaves its thread.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
     access_log::{AccessLog, Record},
     drain::Drain,
     metrics::Registry,
     relay::Resources,
+    sys::clock::{self, Tick},
 };
 
 /// What a connection may use of its worker.
@@ -18,6 +19,7 @@ pub struct Local {
     registry: Arc<Registry>,
     log: Option<AccessLog>,
     random: Cell<u64>,
+    warned: Cell<Option<Tick>>,
 }
 
 impl Local {
@@ -25,7 +27,7 @@ impl Local {
     pub fn new(index: usize, resources: Resources, registry: Arc<Registry>, log: Option<AccessLog>, seed: u64) -> Self {
         // xorshift never leaves zero, so it must not begin there.
         let random = Cell::new(seed | 1);
-        Self { index, resources, drain: Rc::default(), registry, log, random }
+        Self { index, resources, drain: Rc::default(), registry, log, random, warned: Cell::new(None) }
     }
 
     /// 64 fresh bits for choices that nobody may profit from guessing slightly better: xorshift64* (Vigna, 2016).
@@ -43,6 +45,17 @@ impl Local {
         if let Some(log) = &self.log {
             log.write(record());
         }
+    }
+
+    /// Whether a warning may be said now: at most one a second from each worker (traps A1).
+    pub fn may_warn(&self) -> bool {
+        const PAUSE: Duration = Duration::from_secs(1);
+        let now = clock::coarse();
+        let may = self.warned.get().is_none_or(|last| now.since(last) >= PAUSE);
+        if may {
+            self.warned.set(Some(now));
+        }
+        may
     }
 
     /// A connection ended by a bug of ours.

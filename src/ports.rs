@@ -76,11 +76,15 @@ fn bind_one(address: SocketAddr, v6_only: bool, sockets: usize) -> io::Result<Ve
     if sockets == 1 {
         return Ok(vec![Bound::listen(address, v6_only, false, backlog)?]);
     }
-    // Sharing is for our own workers: a port that somebody else shares would silently lose connections to them.
-    let probe = Bound::listen(address, v6_only, false, backlog)?;
-    let address = probe.address();
-    drop(probe);
-    (0..sockets).map(|_| Bound::listen(address, v6_only, true, backlog)).collect()
+    // Sharing is for our own workers: a port that another process shares would silently lose connections to it. (A port
+    // that the kernel chooses is free.)
+    if address.port() != 0 {
+        Bound::probe(address, v6_only)?;
+    }
+    let first = Bound::listen(address, v6_only, true, backlog)?;
+    let address = first.address();
+    let rest = (1..sockets).map(|_| Bound::listen(address, v6_only, true, backlog));
+    std::iter::once(Ok(first)).chain(rest).collect()
 }
 
 /// `[::]` takes IPv4 clients too, unless a bind of `0.0.0.0` on the same port does.

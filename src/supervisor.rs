@@ -123,7 +123,7 @@ impl Gate {
 impl Limits {
     /// `connections` is what the descriptor limit allows: two for each, less those of pipes, listeners and a reserve
     /// (traps A3). A configured number above it is refused.
-    fn of(config: &Config) -> Result<Self, Vec<Diagnostic>> {
+    pub fn of(config: &Config) -> Result<Self, Vec<Diagnostic>> {
         let descriptors = usize::try_from(host::raise_descriptor_limit()).unwrap_or(usize::MAX);
         let workers = match config.global.workers {
             Auto::Auto => host::cores(),
@@ -177,7 +177,10 @@ fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Templa
         workers.push(worker::start(assignment, template.stop.clone(), ready.clone())?);
     }
     drop(ready);
-    started.iter().collect::<io::Result<()>>()?;
+    let started = started.iter().collect::<io::Result<Vec<()>>>()?.len();
+    if started < workers.len() {
+        return Err(io::Error::other("it ended before it accepted anything"));
+    }
     Ok(workers)
 }
 

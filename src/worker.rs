@@ -13,8 +13,14 @@ use std::{
 use tokio::{runtime, sync::watch, time::Instant};
 
 use crate::{
-    access_log::AccessLog, config::ZeroCopy, frontend::Frontend, listener, local::Local, metrics::Registry,
-    relay::Resources, sys::listen::Acceptor,
+    access_log::AccessLog,
+    config::ZeroCopy,
+    frontend::Frontend,
+    listener,
+    local::Local,
+    metrics::Registry,
+    relay::{self, Resources},
+    sys::listen::Acceptor,
 };
 
 /// What a worker is made from.
@@ -34,7 +40,7 @@ pub struct Assignment {
 }
 
 /// How long connections may take to say goodbye when the process stops.
-const GOODBYE: Duration = Duration::from_millis(500);
+const GOODBYE: Duration = relay::PATIENCE.saturating_add(Duration::from_millis(500));
 
 /// Starts the thread. It says through `ready` when it accepts, or why it does not.
 pub fn start(

@@ -7,6 +7,7 @@ use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
     load::{self, Loaded},
+    supervisor::Limits,
 };
 
 #[derive(Debug, clap::Args)]
@@ -37,7 +38,8 @@ pub(super) fn check(arguments: &Arguments) -> ExitCode {
 }
 
 fn check_text(arguments: &Arguments) -> Result<(), Failure> {
-    let (_, loaded) = load_file(&arguments.config.config, &provider())?;
+    let (source, loaded) = load_file(&arguments.config.config, &provider())?;
+    Limits::of(&loaded.config).map_err(|errors| Failure::refused(errors, &source))?;
     if arguments.strict && !loaded.warnings.is_empty() {
         return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len(), "warning"))));
     }
@@ -49,6 +51,7 @@ fn check_json(arguments: &Arguments) -> Result<(), Failure> {
     let (source, result) = match load::read(path) {
         Ok(source) => {
             let result = load::load(&source, &provider());
+            let result = result.and_then(|loaded| Limits::of(&loaded.config).map(|_| loaded));
             (source, result)
         }
         Err(error) => (load::Text { path: path.clone(), text: String::new() }, Err(vec![*error])),

@@ -2,16 +2,16 @@
 
 use std::{
     convert::Infallible,
-    fs::DirBuilder,
     io::Write,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use hyper::{Request, Response, body::Incoming, header::HeaderValue, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{Failure, load_text, provider, run};
@@ -41,9 +41,9 @@ pub(super) struct Arguments {
 
 pub(super) fn demo(arguments: &Arguments) -> Result<(), Failure> {
     let backends = start_backends()?;
-    let folder = Folder::create("demo")?;
+    let folder = private_folder("demo")?;
     let names: Vec<String> = NAMES.iter().map(|&name| name.to_owned()).collect();
-    let (cert, key) = folder.self_signed(&names)?;
+    let (cert, key) = self_signed(folder.path(), &names)?;
     let source = Text { path: PathBuf::from("demo.toml"), text: configuration(arguments, &backends, &cert, &key) };
     let provider = provider();
     let loaded = load_text(&source, &provider)?;
@@ -68,7 +68,7 @@ format = "text"
 
 [listener.https]
 bind = "{https}"
-tls  = {{ cert = "{}", key = "{}" }}
+tls  = {{ cert = {}, key = {} }}
 pool = "web"
 
 [listener.tcp]
@@ -78,14 +78,19 @@ pool = "web"
 [pool.web]
 balance = "round_robin"
 "#,
-        cert.display(),
-        key.display()
+        quoted(&cert.display().to_string()),
+        quoted(&key.display().to_string()),
     );
     for (name, address) in BACKENDS.iter().zip(backends) {
         // Writing to a String cannot fail.
         let _ = write!(text, "[[pool.web.backend]]\nname    = \"{name}\"\naddress = \"{address}\"\n");
     }
     text
+}
+
+/// A string as TOML writes it, so that none can say more than one value.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
 }
 
 fn lines_to_paste(gate: &Gate, cert: &Path) -> anyhow::Result<String> {
@@ -149,31 +154,19 @@ fn hello(name: &'static str) -> Response<String> {
 }
 
 /// A private folder for a certificate, removed with everything in it at the end.
-#[derive(Debug)]
-pub(super) struct Folder(PathBuf);
-
-impl Folder {
-    pub(super) fn create(verb: &str) -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("sluicegate-{verb}-{}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// Writes a self-signed certificate for `names` and its key, and returns where.
-    pub(super) fn self_signed(&self, names: &[String]) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let name = names.first().context("a certificate needs a name")?;
-        let certificate = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
-        let (cert, key) = (self.0.join(format!("{name}.pem")), self.0.join(format!("{name}.key")));
-        write_private(&cert, &certificate.cert.pem())?;
-        write_private(&key, &zeroize::Zeroizing::new(certificate.signing_key.serialize_pem()))?;
-        Ok((cert, key))
-    }
+pub(super) fn private_folder(verb: &str) -> anyhow::Result<TempDir> {
+    // The crate makes it with mode 0700 and a name that nobody can guess.
+    let folder = tempfile::Builder::new().prefix(&format!("sluicegate-{verb}-")).tempdir();
+    folder.context("cannot create a folder for the certificate")
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Writes a self-signed certificate for `names` and its key into `folder`, and returns where.
+pub(super) fn self_signed(folder: &Path, names: &[String]) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let certificate = rcgen::generate_simple_self_signed(names).context("cannot make a certificate")?;
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    write_private(&cert, &certificate.cert.pem())?;
+    write_private(&key, &zeroize::Zeroizing::new(certificate.signing_key.serialize_pem()))?;
+    Ok((cert, key))
 }
 
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -131,6 +131,9 @@ fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure
 
 fn print_diagnostics(refused: &Refused) {
     let Refused { diagnostics, source } = refused;
+    if diagnostics.is_empty() {
+        return;
+    }
     let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
     // Nobody is left to tell when standard error is closed.

@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{Failure, demo::Folder, load_text, provider, run};
+use super::{
+    Failure,
+    demo::{private_folder, quoted, self_signed},
+    load_text, provider, run,
+};
 use crate::{load::Text, supervisor::Options};
 
 #[derive(Debug, clap::Args)]
@@ -37,9 +41,9 @@ pub(super) fn up(arguments: &Arguments) -> Result<(), Failure> {
     let (cert, key) = if let (Some(cert), Some(key)) = (&arguments.cert, &arguments.key) {
         (absolute(cert)?, absolute(key)?)
     } else {
-        folder = Folder::create("up")?;
+        folder = private_folder("up")?;
         eprintln!("note: the certificate is self-signed, clients will not trust it: --cert FILE --key FILE");
-        folder.self_signed(std::slice::from_ref(&arguments.host))?
+        self_signed(folder.path(), std::slice::from_ref(&arguments.host))?
     };
     let source = Text { path: PathBuf::from("up.toml"), text: configuration(arguments, &cert, &key) };
     let provider = provider();
@@ -51,18 +55,16 @@ pub(super) fn up(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
-/// Strings go through the TOML writer, so that no argument can say more than one value.
 fn configuration(arguments: &Arguments, cert: &Path, key: &Path) -> String {
-    let text = |text: &str| toml::Value::from(text).to_string();
-    let backends: Vec<_> = arguments.to.iter().map(|address| text(address)).collect();
+    let backends: Vec<_> = arguments.to.iter().map(|address| quoted(address)).collect();
     format!(
         "# {}\n[admin]\nbind = {}\n\n[listener.https]\nbind = {}\ntls  = {{ cert = {}, key = {} }}\npool = \"web\"\n\n\
          [pool.web]\nbackends = [{}]\n",
         arguments.host.escape_default(),
-        text(&arguments.admin.to_string()),
-        text(&arguments.bind.to_string()),
-        text(&cert.display().to_string()),
-        text(&key.display().to_string()),
+        quoted(&arguments.admin.to_string()),
+        quoted(&arguments.bind.to_string()),
+        quoted(&cert.display().to_string()),
+        quoted(&key.display().to_string()),
         backends.join(", "),
     )
 }

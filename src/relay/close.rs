@@ -1,8 +1,8 @@
 //! Ending a socket so that what was delivered stays delivered (traps R6, R7).
 //!
 //! `close` with unread input makes the kernel send RST, and an RST makes the peer lose what it has not read. So a clean
-//! end says FIN, reads and throws away, and closes when the peer has finished; an abrupt end is passed on as one, after
-//! the bytes before it have arrived.
+//! end says FIN, reads and throws away, and closes when the peer has finished. An abrupt end, and one that leaves bytes
+//! undelivered in our hands, is passed on as RST, after the bytes before it have arrived.
 
 use std::{
     future::poll_fn,
@@ -12,21 +12,27 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Client, End, Resources};
+use super::{Client, End, Pair, Resources, flow::Flow};
 use crate::sys::socket::Socket;
 
 /// How long a peer may take to read what it was sent.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Closes both sockets as `end` demands.
-pub(super) async fn both(mut client: Client, backend: Socket, end: End, resources: &Resources) {
+pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
+    let Pair { client, backend, up, down, .. } = pair;
     match end {
         // The end that reset is gone; the other one is told so.
-        End::ClientReset | End::ClientTruncated | End::TlsError => reset(backend).await,
+        End::ClientReset => {
+            drop(client);
+            reset(backend).await;
+        }
         End::BackendReset => {
             drop(backend);
-            client.flush().await;
-            reset(client.into_socket()).await;
+            goodbye(client, Manner::Reset, resources).await;
+        }
+        End::ClientTruncated | End::TlsError => {
+            tokio::join!(reset(backend), goodbye(client, Manner::Finish, resources));
         }
         End::ClientClosed
         | End::BackendClosed
@@ -34,10 +40,46 @@ pub(super) async fn both(mut client: Client, backend: Socket, end: End, resource
         | End::HalfClosedTimeout
         | End::MaxAge
         | End::Drained => {
-            client.say_goodbye().await;
-            let client = client.into_socket();
-            tokio::join!(finish(client, resources), finish(backend, resources));
+            let to_client = manner(&down, client.holds_back());
+            let to_backend = manner(&up, false);
+            tokio::join!(goodbye(client, to_client, resources), end_with(backend, to_backend, resources));
         }
+    }
+}
+
+/// How a socket is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// FIN: the peer has everything.
+    Finish,
+    /// RST, behind the bytes that are on their way.
+    Reset,
+}
+
+/// A FIN behind which bytes are missing would pass a cut for a whole (traps R2).
+fn manner(towards: &Flow, held_back: bool) -> Manner {
+    if towards.has_parked() || held_back { Manner::Reset } else { Manner::Finish }
+}
+
+/// Ends a client; TLS says that it is the end and no truncation (traps T11), unless it is one.
+async fn goodbye(mut client: Client, manner: Manner, resources: &Resources) {
+    let mut manner = manner;
+    if let Client::Tls(tls) = &mut client {
+        if manner == Manner::Finish {
+            tls.send_close_notify();
+        }
+        // What does not fit now is not waited for: a client that takes nothing gets an RST behind what it took.
+        if !poll_fn(|cx| Poll::Ready(tls.poll_flush(cx).is_ready())).await {
+            manner = Manner::Reset;
+        }
+    }
+    end_with(client.into_socket(), manner, resources).await;
+}
+
+async fn end_with(socket: Socket, manner: Manner, resources: &Resources) {
+    match manner {
+        Manner::Finish => finish(socket, resources).await,
+        Manner::Reset => reset(socket).await,
     }
 }
 
@@ -45,8 +87,8 @@ pub(super) async fn both(mut client: Client, backend: Socket, end: End, resource
 async fn finish(socket: Socket, resources: &Resources) {
     let delivered = socket.unconfirmed().is_ok_and(|bytes| bytes == 0);
     socket.finish_sending();
-    // With everything confirmed and nothing to read there is nothing that a reset could destroy.
-    let quiet = std::future::poll_fn(|cx| Poll::Ready(discard(&socket, cx, resources).is_pending())).await;
+    let quiet = poll_fn(|cx| Poll::Ready(discard(&socket, cx, resources).is_pending())).await;
+    // The peer's host has everything and sent nothing: waiting for its FIN would only keep the descriptor.
     if delivered && quiet {
         return;
     }
@@ -55,14 +97,18 @@ async fn finish(socket: Socket, resources: &Resources) {
 
 /// Ready when the peer has finished or is gone.
 fn discard(socket: &Socket, cx: &mut Context<'_>, resources: &Resources) -> Poll<()> {
+    /// Reads in one poll: a peer that sends without end must not keep the worker to itself (traps R12).
+    const ROUNDS: usize = 4;
     let mut scratch = resources.scratch.borrow_mut();
-    loop {
+    for _ in 0..ROUNDS {
         match socket.poll_recv(cx, &mut scratch.raw) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
             Poll::Ready(Ok(_)) => {}
             Poll::Pending => return Poll::Pending,
         }
     }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 /// RST, after the peer's host has confirmed every byte or has had the time to.
@@ -70,7 +116,7 @@ async fn reset(socket: Socket) {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
     // The kernel has no event for "all confirmed", so we ask, less and less often.
-    while socket.unconfirmed().is_ok_and(|bytes| bytes > 0) && Instant::now() < deadline {
+    while socket.unconfirmed().is_ok_and(|bytes| bytes > 0) && !socket.is_reset() && Instant::now() < deadline {
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
@@ -78,20 +124,9 @@ async fn reset(socket: Socket) {
 }
 
 impl Client {
-    /// Sends what TLS still holds; a plain client holds nothing.
-    async fn flush(&mut self) {
-        if let Self::Tls(client) = self {
-            let _ = timeout(PATIENCE, poll_fn(|cx| client.poll_flush(cx))).await;
-        }
-    }
-
-    /// Tells a TLS client that this is the end and no truncation (traps T11).
-    async fn say_goodbye(&mut self) {
-        if let Self::Tls(client) = self {
-            client.send_close_notify();
-            // One attempt: a client that does not read is not waited for here.
-            poll_fn(|cx| Poll::Ready(client.poll_flush(cx).is_ready())).await;
-        }
+    /// Whether TLS holds records that the socket would not take.
+    fn holds_back(&self) -> bool {
+        matches!(self, Self::Tls(client) if client.wants_write())
     }
 
     fn into_socket(self) -> Socket {

@@ -48,7 +48,9 @@ pub(super) fn of(up: Option<FlowEnd>, down: Option<FlowEnd>, first: Option<Side>
     use FlowEnd::{Finished, SinkFailed, SourceFailed, SourceInvalid, SourceTruncated};
     match (up, down) {
         (Some(SourceInvalid), _) => Some(End::TlsError),
-        (Some(SourceFailed), _) | (Some(Finished | SinkFailed), Some(SinkFailed)) => Some(End::ClientReset),
+        (Some(SourceFailed), _) | (Some(Finished | SourceTruncated | SinkFailed), Some(SinkFailed)) => {
+            Some(End::ClientReset)
+        }
         (_, Some(SourceFailed | SourceInvalid | SourceTruncated)) => Some(End::BackendReset),
         // The backend was done: nothing was cut that anyone waits for, or it does not want the rest.
         (Some(SourceTruncated | SinkFailed), Some(Finished)) => Some(End::BackendClosed),

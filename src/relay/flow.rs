@@ -153,6 +153,15 @@ impl Flow {
         }
     }
 
+    /// Whether something waits for the sink.
+    pub(super) fn has_parked(&self) -> bool {
+        match &self.parked {
+            Parked::Nothing => false,
+            Parked::Bytes { bytes, sent } => *sent < bytes.len(),
+            Parked::Pipe(pipe) => pipe.held() > 0,
+        }
+    }
+
     /// The sink takes no more: what is parked is lost, and a pipe with it is closed (traps R4).
     pub(super) fn sink_failed(&mut self) -> Step {
         self.parked = Parked::Nothing;

@@ -22,6 +22,7 @@ use std::{
     time::Instant,
 };
 
+pub use close::PATIENCE;
 pub use end::End;
 pub use timer::Timeouts;
 
@@ -62,6 +63,9 @@ pub struct Meter {
     worker: usize,
     received: Cell<u64>,
     sent: Cell<u64>,
+    /// Every byte read or written, on either side: a sign of life.
+    moved: Cell<u64>,
+    end: Cell<Option<End>>,
     spliced: Cell<bool>,
     first_byte: Cell<Option<Instant>>,
 }
@@ -70,11 +74,11 @@ pub struct Meter {
 pub async fn run(client: Client, backend: Socket, resources: &Resources, meter: &Meter, control: Control<'_>) -> End {
     let mut pair = Pair { client, backend, up: Flow::default(), down: Flow::default(), first: None };
     let end = pair.until_end(resources, meter, &control).await;
-    if end.is_plain_close(pair.up.end, pair.down.end) {
-        // Both ends were read to the end: dropping the sockets sends the last FIN.
-        return end;
+    meter.end.set(Some(end));
+    // When both ends were read to their end, dropping the sockets sends the last FIN.
+    if !end.is_plain_close(pair.up.end, pair.down.end) {
+        Box::pin(close::pair(pair, end, resources)).await;
     }
-    Box::pin(close::both(pair.client, pair.backend, end, resources)).await;
     end
 }
 
@@ -86,10 +90,13 @@ pub struct Control<'a> {
 }
 
 /// Both ends and both directions.
+#[derive(Debug)]
 struct Pair {
     client: Client,
     backend: Socket,
+    /// Client to backend.
     up: Flow,
+    /// Backend to client.
     down: Flow,
     /// Who finished sending first.
     first: Option<Side>,
@@ -103,14 +110,22 @@ impl Pair {
             if control.drain.poll_on(cx) {
                 return Poll::Ready(End::Drained);
             }
-            let moved = meter.total();
+            let moved = meter.moved.get();
             if let Some(end) = self.advance(cx, resources, meter) {
                 return Poll::Ready(end);
             }
-            let half_closed = self.up.end.is_some() || self.down.end.is_some();
-            timer.poll_expired(cx, sleep.as_mut(), meter.total() != moved, half_closed)
+            let state = timer::State {
+                moved: meter.moved.get() != moved,
+                half_closed: self.up.end.is_some() || self.down.end.is_some(),
+            };
+            timer.poll_expired(cx, sleep.as_mut(), state, || self.unconfirmed())
         })
         .await
+    }
+
+    /// Bytes that the kernel holds for either end. While they grow fewer, somebody reads.
+    fn unconfirmed(&self) -> usize {
+        [self.client.socket(), &self.backend].iter().filter_map(|socket| socket.unconfirmed().ok()).sum()
     }
 
     /// Moves what can be moved now, in both directions.
@@ -226,6 +241,8 @@ impl Meter {
             worker,
             received: Cell::new(0),
             sent: Cell::new(0),
+            moved: Cell::new(0),
+            end: Cell::new(None),
             spliced: Cell::new(false),
             first_byte: Cell::new(None),
         }
@@ -246,11 +263,13 @@ impl Meter {
         self.first_byte.get()
     }
 
-    fn total(&self) -> u64 {
-        self.received.get() + self.sent.get()
+    /// How the relay ended, known before its sockets are closed.
+    pub fn end(&self) -> Option<End> {
+        self.end.get()
     }
 
     fn read(&self, direction: Direction, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
         if direction == Direction::ClientToBackend {
             self.received.set(self.received.get() + bytes as u64);
             self.listener.at(self.worker).received_bytes.add(bytes as u64);
@@ -258,6 +277,7 @@ impl Meter {
     }
 
     fn written(&self, resources: &Resources, path: RelayPath, direction: Direction, bytes: usize) {
+        self.moved.set(self.moved.get() + bytes as u64);
         if direction == Direction::BackendToClient {
             if self.sent.get() == 0 {
                 self.first_byte.set(Some(Instant::now()));

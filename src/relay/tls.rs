@@ -34,6 +34,8 @@ pub struct TlsClient {
     socket: Socket,
     tls: ServerConnection,
     batch: usize,
+    /// Plaintext that was encrypted and is not yet all sent.
+    in_flight: usize,
 }
 
 impl TlsClient {
@@ -41,11 +43,16 @@ impl TlsClient {
     pub fn new(socket: Socket, mut tls: ServerConnection) -> Self {
         // What waits is bounded by the batch, because nothing is encrypted while something waits.
         tls.set_buffer_limit(None);
-        Self { socket, tls, batch: SMALL_BATCH }
+        Self { socket, tls, batch: SMALL_BATCH, in_flight: 0 }
     }
 
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Whether records wait for the socket.
+    pub(super) fn wants_write(&self) -> bool {
+        self.tls.wants_write()
     }
 
     pub(super) fn into_socket(self) -> Socket {
@@ -108,7 +115,12 @@ impl TlsClient {
     ) -> Step {
         for _ in 0..ROUNDS {
             match self.poll_flush(cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => {
+                    let sent = std::mem::take(&mut self.in_flight);
+                    if sent > 0 {
+                        meter.written(resources, RelayPath::Tls, Direction::BackendToClient, sent);
+                    }
+                }
                 Poll::Ready(Err(_)) => return flow.sink_failed(),
                 Poll::Pending => {
                     self.batch = SMALL_BATCH;
@@ -137,15 +149,16 @@ impl TlsClient {
                     if self.tls.writer().write_all(plain).is_err() {
                         return flow.sink_failed();
                     }
-                    // Handed to TLS is as good as sent: nothing takes it back but the end of the client.
-                    meter.written(resources, RelayPath::Tls, Direction::BackendToClient, received);
+                    meter.read(Direction::BackendToClient, received);
+                    self.in_flight = received;
                 }
             }
         }
         Step::Again
     }
 
-    /// Sends what TLS has ready; ready when nothing is left.
+    /// Sends what TLS has ready; ready when nothing is left. Partial progress shows in the kernel's queue, which the timer
+    /// asks.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
             let mut writer = ToSocket { socket: &self.socket, cx };

@@ -36,12 +36,8 @@ impl Bound {
     /// Binds and listens. `v6_only` keeps IPv4 clients away from `[::]`; `shared` lets other sockets of this user bind
     /// the same address (`SO_REUSEPORT`).
     pub fn listen(address: SocketAddr, v6_only: bool, shared: bool, backlog: i32) -> io::Result<Self> {
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
+        let socket = Self::socket(address, v6_only)?;
         socket.set_reuse_port(shared)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(v6_only)?;
-        }
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
@@ -49,6 +45,20 @@ impl Bound {
         socket.listen(backlog)?;
         let address = socket.local_addr()?.as_socket().unwrap_or(address);
         Ok(Self { socket, address })
+    }
+
+    /// Whether the address is free, without taking it: nobody can connect in between.
+    pub fn probe(address: SocketAddr, v6_only: bool) -> io::Result<()> {
+        Self::socket(address, v6_only)?.bind(&address.into())
+    }
+
+    fn socket(address: SocketAddr, v6_only: bool) -> io::Result<socket2::Socket> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(v6_only)?;
+        }
+        Ok(socket)
     }
 
     /// The address with the real port.

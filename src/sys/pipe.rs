@@ -112,7 +112,7 @@ impl Pipe {
     }
 
     pub(super) fn emptied(&mut self, bytes: usize) {
-        // A slot may carry more than it was asked for; what we count is what the kernel said it took in.
+        debug_assert!(bytes <= self.held, "no more comes out than went in");
         self.held = self.held.saturating_sub(bytes);
     }
 }

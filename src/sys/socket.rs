@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt},
     pipe::{SpliceFlags, splice},
@@ -31,6 +32,8 @@ const SPLICE_LENGTH: usize = 1 << 20;
 pub struct Socket {
     fd: AsyncFd<OwnedFd>,
     nagle: Cell<Nagle>,
+    /// A write learnt of a reset. The kernel tells an error once, so the reads that follow would see a clean end.
+    reset: Cell<bool>,
 }
 
 /// Whether Nagle's algorithm may still be on. It never holds the first write, so a connection with one exchange
@@ -80,7 +83,7 @@ impl Socket {
         // SAFETY: the descriptor is owned by the `AsyncFd` from here on; nothing closes or replaces it before the
         // `AsyncFd` has deregistered it in its own drop.
         let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }?;
-        Ok(Self { fd, nagle: Cell::new(nagle) })
+        Ok(Self { fd, nagle: Cell::new(nagle), reset: Cell::new(false) })
     }
 
     /// Ready when the connection stands or has failed.
@@ -101,6 +104,9 @@ impl Socket {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
+                Ok((_, 0)) if self.reset.get() && !buffer.is_empty() => {
+                    return Poll::Ready(Err(Errno::CONNRESET.into()));
+                }
                 Ok((_, received)) => {
                     if received > 0 && received < buffer.len() && !self.urgent() {
                         guard.clear_ready();
@@ -141,9 +147,6 @@ impl Socket {
         debug_assert_eq!(pipe.held(), 0, "a pipe is filled only when it is empty");
         loop {
             let _guard = ready!(self.fd.poll_read_ready(cx))?;
-            if self.urgent() {
-                return Poll::Ready(Ok(Fill::Unsure));
-            }
             let Some((_, write)) = pipe.ends() else { return Poll::Ready(Ok(Fill::Unsupported)) };
             match splice(&self.fd, None, write, None, SPLICE_LENGTH, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
                 Ok(0) | Err(Errno::AGAIN) => return Poll::Ready(Ok(Fill::Unsure)),
@@ -197,7 +200,24 @@ impl Socket {
         Ok(usize::try_from(bytes).unwrap_or(0))
     }
 
-    /// Whether a read may have stopped at an urgent mark with more behind it.
+    /// Whether the peer has reset the connection, so that it will never confirm anything again.
+    pub fn is_reset(&self) -> bool {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let error = poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+            && polled.iter().any(|polled| polled.revents().contains(PollFlags::ERR));
+        self.reset.get() || error
+    }
+
+    /// Whether the kernel has connected this socket to itself: a port of our own range that nobody listens on can meet
+    /// its own SYN (RFC 9293, section 3.5, simultaneous open).
+    pub fn is_connected_to_itself(&self, target: SocketAddr) -> bool {
+        let own = rustix::net::getsockname(&self.fd).ok().and_then(|own| SocketAddr::try_from(own).ok());
+        own == Some(target)
+    }
+
+    /// Whether a read may have stopped at an urgent mark with more behind it. Also true when the peer has finished
+    /// (tokio answers both with one bit), which costs one read more and no byte.
     fn urgent(&self) -> bool {
         self.fd.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
     }
@@ -235,7 +255,11 @@ impl Socket {
                 }
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
+                Err(error) => {
+                    // EPIPE: the peer's FIN came first, so its end was a clean one.
+                    self.reset.set(self.reset.get() || error != Errno::PIPE);
+                    return Poll::Ready(Err(error.into()));
+                }
             }
         }
     }

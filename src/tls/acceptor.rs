@@ -141,6 +141,7 @@ async fn attempt(
             return Err(refuse(io, &error).await);
         }
     };
+    start.io.hello = false;
     let hello = start.client_hello();
     progress.sni = hello.server_name().map(|name| cut(name).into());
     if !policy.certificates.knows(hello.server_name()) {
@@ -163,7 +164,7 @@ async fn attempt(
 
 /// Names the failure; a client that was sent an alert gets the time to read it.
 async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
-    if let Some(reason) = io.not_tls {
+    if let Some(reason) = io.refused {
         return reason;
     }
     if tls_error(error).is_some() {
@@ -172,6 +173,10 @@ async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
     }
     HandshakeFailure::ClientClosed
 }
+
+/// The longest `ClientHello` that is taken, records and all: rustls alone would keep 64 KiB of one (traps T7). With
+/// post-quantum key shares and everything else browsers send, real ones stay below 3 KiB.
+const MAX_HELLO: usize = (16 << 10) + 256;
 
 /// TLS alert descriptions (RFC 8446, section 6).
 const UNRECOGNIZED_NAME: u8 = 112;
@@ -222,37 +227,33 @@ fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(KEPT)).unwrap_or_default()
 }
 
-/// A socket whose first bytes are looked at: anything but a TLS handshake record is refused before TLS sees it.
+/// A socket whose first bytes are looked at: what cannot become a handshake is refused before TLS sees it.
 #[derive(Debug)]
 struct Sniffed {
     socket: Socket,
-    /// Bytes received, up to the two that are looked at.
+    /// Bytes received.
     seen: usize,
-    not_tls: Option<HandshakeFailure>,
+    /// The `ClientHello` is not complete: [`MAX_HELLO`] holds.
+    hello: bool,
+    refused: Option<HandshakeFailure>,
 }
 
 impl Sniffed {
     fn new(socket: Socket) -> Self {
-        Self { socket, seen: 0, not_tls: None }
+        Self { socket, seen: 0, hello: true, refused: None }
     }
 
-    /// RFC 8446, section 5.1: content type 22, then a legacy version whose first byte is 3.
+    /// Refuses what cannot be a handshake. RFC 8446, section 5.1: content type 22, then a legacy version whose first byte is 3.
     fn look(&mut self, received: &[u8]) {
         const FIRST: [u8; 2] = [0x16, 0x03];
-        for &byte in received {
-            match FIRST.get(self.seen) {
-                Some(&expected) if expected == byte => self.seen += 1,
-                Some(_) => {
-                    self.not_tls = Some(if looks_like_http(received) {
-                        HandshakeFailure::NotTlsHttp
-                    } else {
-                        HandshakeFailure::NotTls
-                    });
-                    self.seen += 1;
-                    return;
-                }
-                None => return,
-            }
+        let expected = FIRST.get(self.seen.min(FIRST.len())..).unwrap_or_default();
+        if received.iter().zip(expected).any(|(byte, expected)| byte != expected) {
+            let http = looks_like_http(received);
+            self.refused = Some(if http { HandshakeFailure::NotTlsHttp } else { HandshakeFailure::NotTls });
+        }
+        self.seen += received.len();
+        if self.hello && self.seen > MAX_HELLO {
+            self.refused.get_or_insert(HandshakeFailure::TlsError);
         }
     }
 }
@@ -270,7 +271,7 @@ impl AsyncRead for Sniffed {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
         this.look(buffer.filled().get(before..).unwrap_or_default());
-        if this.not_tls.is_some() {
+        if this.refused.is_some() {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         Poll::Ready(Ok(()))
