@@ -24,9 +24,12 @@ use crate::{
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     pool::Search,
-    relay::{self, Client, Control, End, Meter, tls::TlsClient},
+    relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::socket::{Socket, turn_away},
-    tls::acceptor::{self, Agreement},
+    tls::{
+        acceptor::{self, Agreement},
+        unbuffered,
+    },
 };
 
 /// An admitted client.
@@ -124,12 +127,20 @@ impl Connection {
     async fn shake_hands(&self, socket: Socket) -> Result<Client, Outcome> {
         let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
         let cells = self.frontend.cells.at(self.local.index);
-        match acceptor::handshake(socket, policy, self.frontend.handshake).await {
-            Ok((socket, tls, agreement)) => {
+        let limit = self.frontend.handshake;
+        let result = if self.local.rustls_records {
+            let result = acceptor::handshake(socket, policy, limit).await;
+            result.map(|(socket, tls, agreed)| (Client::Rustls(Box::new(RustlsClient::new(socket, tls))), agreed))
+        } else {
+            let result = unbuffered::handshake(socket, policy, limit).await;
+            result.map(|(socket, session, agreed)| (Client::Tls(Box::new(TlsClient::new(socket, session))), agreed))
+        };
+        match result {
+            Ok((client, agreement)) => {
                 cells.tls_handshakes(agreement.version, agreement.resumption).add(1);
                 cells.tls_duration.observe(agreement.took);
                 self.notes.borrow_mut().tls = Some(agreement);
-                Ok(Client::Tls(Box::new(TlsClient::new(socket, tls))))
+                Ok(client)
             }
             Err(refusal) => {
                 let mut notes = self.notes.borrow_mut();

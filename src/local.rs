@@ -15,6 +15,8 @@ use crate::{
 pub struct Local {
     pub index: usize,
     pub resources: Resources,
+    /// TLS records by rustls instead of our own record layer.
+    pub rustls_records: bool,
     pub drain: Rc<Drain>,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
@@ -24,10 +26,17 @@ pub struct Local {
 
 impl Local {
     /// For worker number `index`. `seed` is any number; two workers should not have the same.
-    pub fn new(index: usize, resources: Resources, registry: Arc<Registry>, log: Option<AccessLog>, seed: u64) -> Self {
+    pub fn new(
+        index: usize,
+        resources: Resources,
+        registry: Arc<Registry>,
+        log: Option<AccessLog>,
+        rustls_records: bool,
+        seed: u64,
+    ) -> Self {
         // xorshift never leaves zero, so it must not begin there.
         let random = Cell::new(seed | 1);
-        Self { index, resources, drain: Rc::default(), registry, log, random, warned: Cell::new(None) }
+        Self { index, resources, rustls_records, drain: Rc::default(), registry, log, random, warned: Cell::new(None) }
     }
 
     /// 64 fresh bits for choices that nobody may profit from guessing slightly better: xorshift64* (Vigna, 2016).

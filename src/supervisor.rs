@@ -35,6 +35,14 @@ const RESERVED_DESCRIPTORS: usize = 64;
 pub struct Options {
     /// One socket of each bind for every worker (`SO_REUSEPORT`); otherwise they share one.
     pub reuseport: bool,
+    /// TLS records by rustls and tokio-rustls, one at a time, instead of our own batched record layer.
+    pub rustls_records: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { reuseport: true, rustls_records: false }
+    }
 }
 
 /// A running balancer.
@@ -64,6 +72,7 @@ pub struct Limits {
 /// What every worker gets alike.
 struct Template {
     zero_copy: config::ZeroCopy,
+    rustls_records: bool,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
     stop: watch::Receiver<bool>,
@@ -83,7 +92,13 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let (admin_socket, admin_address) = bind_admin(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
     let (stop, stopped) = watch::channel(false);
-    let template = Template { zero_copy: config.global.zero_copy, registry: Arc::clone(&registry), log, stop: stopped };
+    let template = Template {
+        zero_copy: config.global.zero_copy,
+        rustls_records: options.rustls_records,
+        registry: Arc::clone(&registry),
+        log,
+        stop: stopped,
+    };
     let workers = start_workers(&limits, &site, &ports, &template)
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let admin = Arc::new(admin::State {
@@ -170,6 +185,7 @@ fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Templa
             sockets,
             pipes: limits.pipes / limits.workers,
             zero_copy: template.zero_copy,
+            rustls_records: template.rustls_records,
             registry: Arc::clone(&template.registry),
             log: template.log.clone(),
             seed: seeds.hash_one(index),

@@ -32,6 +32,8 @@ pub struct Assignment {
     /// Most pipes lent at once.
     pub pipes: usize,
     pub zero_copy: ZeroCopy,
+    /// TLS records by rustls instead of our own record layer.
+    pub rustls_records: bool,
     pub registry: Arc<Registry>,
     /// `None`: no access log.
     pub log: Option<AccessLog>,
@@ -58,9 +60,9 @@ pub fn start(
 }
 
 async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mpsc::Sender<io::Result<()>>) {
-    let Assignment { index, sockets, pipes, zero_copy, registry, log, seed } = assignment;
+    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
-    let local = Rc::new(Local::new(index, resources, registry, log, seed));
+    let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
     for (fd, frontend) in sockets {
         match Acceptor::new(fd) {
             Ok(acceptor) => drop(tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local)))),

@@ -21,12 +21,15 @@ pub(super) struct Arguments {
     /// One listening socket of each address for all workers, instead of one for each (`SO_REUSEPORT`)
     #[arg(long)]
     no_reuseport: bool,
+    /// TLS records by rustls alone, instead of in batches by our own record layer
+    #[arg(long)]
+    rustls_records: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let provider = provider();
     let (source, loaded) = load_file(&arguments.config.config, &provider)?;
-    let options = Options { reuseport: !arguments.no_reuseport };
+    let options = Options { reuseport: !arguments.no_reuseport, rustls_records: arguments.rustls_records };
     serve(&source, &loaded, options, &provider, |_| Ok(()))
 }
 

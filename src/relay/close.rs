@@ -6,6 +6,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     task::{Context, Poll},
     time::Duration,
 };
@@ -64,14 +65,12 @@ fn manner(towards: &Flow, held_back: bool) -> Manner {
 /// Ends a client; TLS says that it is the end and no truncation (traps T11), unless it is one.
 async fn goodbye(mut client: Client, manner: Manner, resources: &Resources) {
     let mut manner = manner;
-    if let Client::Tls(tls) = &mut client {
-        if manner == Manner::Finish {
-            tls.send_close_notify();
-        }
-        // What does not fit now is not waited for: a client that takes nothing gets an RST behind what it took.
-        if !poll_fn(|cx| Poll::Ready(tls.poll_flush(cx).is_ready())).await {
-            manner = Manner::Reset;
-        }
+    if manner == Manner::Finish {
+        client.send_close_notify();
+    }
+    // What does not fit now is not waited for: a client that takes nothing gets an RST behind what it took.
+    if !poll_fn(|cx| Poll::Ready(client.poll_flush(cx).is_ready())).await {
+        manner = Manner::Reset;
     }
     end_with(client.into_socket(), manner, resources).await;
 }
@@ -126,13 +125,34 @@ async fn reset(socket: Socket) {
 impl Client {
     /// Whether TLS holds records that the socket would not take.
     fn holds_back(&self) -> bool {
-        matches!(self, Self::Tls(client) if client.wants_write())
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(client) => client.wants_write(),
+            Self::Rustls(client) => client.wants_write(),
+        }
+    }
+
+    fn send_close_notify(&mut self) {
+        match self {
+            Self::Plain(_) => {}
+            Self::Tls(client) => client.send_close_notify(),
+            Self::Rustls(client) => client.send_close_notify(),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(client) => client.poll_flush(cx),
+            Self::Rustls(client) => client.poll_flush(cx),
+        }
     }
 
     fn into_socket(self) -> Socket {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(client) => client.into_socket(),
+            Self::Rustls(client) => client.into_socket(),
         }
     }
 }

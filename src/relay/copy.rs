@@ -33,13 +33,13 @@ impl Flow {
             Poll::Ready(Ok(sent)) => {
                 meter.written(resources, RelayPath::Copy, route.direction, sent);
                 if sent < received {
-                    self.park(bytes.get(sent..).unwrap_or_default());
+                    self.park(bytes.get(sent..).unwrap_or_default().into());
                 }
                 Step::Again
             }
             Poll::Ready(Err(_)) => self.sink_failed(),
             Poll::Pending => {
-                self.park(bytes);
+                self.park(bytes.into());
                 Step::Waiting
             }
         }

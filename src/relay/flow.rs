@@ -175,8 +175,8 @@ impl Flow {
     }
 
     /// Keeps `bytes` until the sink takes them.
-    pub(super) fn park(&mut self, bytes: &[u8]) {
-        self.parked = Parked::Bytes { bytes: bytes.into(), sent: 0 };
+    pub(super) fn park(&mut self, bytes: Box<[u8]>) {
+        self.parked = Parked::Bytes { bytes, sent: 0 };
     }
 
     /// A copied read of `bytes` of at most [`COPY_LENGTH`].

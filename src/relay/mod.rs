@@ -9,6 +9,7 @@ mod close;
 mod copy;
 mod end;
 mod flow;
+pub mod rustls;
 mod splice;
 mod timer;
 pub mod tls;
@@ -29,6 +30,7 @@ pub use timer::Timeouts;
 use self::{
     end::{FlowEnd, Side},
     flow::{Flow, Scratch, Step},
+    rustls::RustlsClient,
     timer::Timer,
     tls::TlsClient,
 };
@@ -54,6 +56,8 @@ pub struct Resources {
 pub enum Client {
     Plain(Socket),
     Tls(Box<TlsClient>),
+    /// The off switch of our own record layer: everything by rustls.
+    Rustls(Box<RustlsClient>),
 }
 
 /// Counts one connection's bytes while they move.
@@ -152,6 +156,7 @@ impl Pair {
                 self.up.advance(cx, &route, resources, meter)
             }
             Client::Tls(client) => client.advance_up(cx, &mut self.up, &self.backend, resources, meter),
+            Client::Rustls(client) => client.advance_up(cx, &mut self.up, &self.backend, resources, meter),
         };
         self.settle(step, Side::Client)
     }
@@ -163,6 +168,7 @@ impl Pair {
                 self.down.advance(cx, &route, resources, meter)
             }
             Client::Tls(client) => client.advance_down(cx, &mut self.down, &self.backend, resources, meter),
+            Client::Rustls(client) => client.advance_down(cx, &mut self.down, &self.backend, resources, meter),
         };
         self.settle(step, Side::Backend)
     }
@@ -197,6 +203,7 @@ impl Client {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(client) => client.socket(),
+            Self::Rustls(client) => client.socket(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     cell::Cell,
-    io::{self, IoSlice},
+    io::{self, IoSlice, IoSliceMut},
     net::SocketAddr,
     os::fd::OwnedFd,
     pin::Pin,
@@ -101,26 +101,19 @@ impl Socket {
 
     /// Receives into `buffer`; 0 is the end of the stream.
     pub fn poll_recv(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
-                Ok((_, 0)) if self.reset.get() && !buffer.is_empty() => {
-                    return Poll::Ready(Err(Errno::CONNRESET.into()));
-                }
-                Ok((_, received)) => {
-                    if received > 0 && received < buffer.len() && !self.urgent() {
-                        guard.clear_ready();
-                    }
-                    return Poll::Ready(Ok(received));
-                }
-                Err(Errno::AGAIN) => {
-                    guard.clear_ready();
-                    self.forget_urgent();
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-        }
+        self.poll_read_with(cx, buffer.len(), |socket| {
+            rustix::net::recv(&socket.fd, &mut *buffer, RecvFlags::empty()).map(|(_, received)| received)
+        })
+    }
+
+    /// As [`Self::poll_recv`], into several buffers of `length` bytes in all.
+    pub fn poll_recv_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_read_with(cx, length, |socket| rustix::io::readv(&socket.fd, buffers))
     }
 
     /// Sends from `buffer`; less than all of it means that the send buffer is full.
@@ -234,6 +227,32 @@ impl Socket {
                 self.nagle.set(Nagle::Off);
                 // A peer that is gone shows itself in the write.
                 let _ = sockopt::set_tcp_nodelay(&self.fd, true);
+            }
+        }
+    }
+
+    fn poll_read_with(
+        &self,
+        cx: &mut Context<'_>,
+        length: usize,
+        mut read: impl FnMut(&Self) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match read(self) {
+                Ok(0) if self.reset.get() && length > 0 => return Poll::Ready(Err(Errno::CONNRESET.into())),
+                Ok(received) => {
+                    if received > 0 && received < length && !self.urgent() {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(received));
+                }
+                Err(Errno::AGAIN) => {
+                    guard.clear_ready();
+                    self.forget_urgent();
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }

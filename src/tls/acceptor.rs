@@ -1,6 +1,7 @@
 //! The handshake: one total deadline, every failure with its name (traps T1, T6, T9, T16).
 
 use std::{
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::Arc,
@@ -9,22 +10,19 @@ use std::{
 };
 
 use rustls::{
-    CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
+    CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets},
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::certificates::Certificates;
+use super::certificates::{Certificates, cut};
 use crate::{
     config::TlsVersion,
     metrics::{HandshakeFailure, Resumption},
     sys::socket::Socket,
 };
-
-/// Length of the longest client-sent text that is kept for the log.
-const KEPT: usize = 255;
 
 /// How a listener does TLS. Immutable.
 #[derive(Debug)]
@@ -95,7 +93,15 @@ impl Policy {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
+        // For our own record layer, which takes over after the handshake.
+        config.enable_secret_extraction = true;
         Ok(Self { config: Arc::new(config), certificates, alpn: !alpn.is_empty() })
+    }
+}
+
+impl Policy {
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
     }
 }
 
@@ -145,7 +151,8 @@ async fn attempt(
     let hello = start.client_hello();
     progress.sni = hello.server_name().map(|name| cut(name).into());
     if !policy.certificates.knows(hello.server_name()) {
-        alert(&mut start.io.socket, UNRECOGNIZED_NAME).await;
+        let _ = start.io.socket.write_all(&unrecognized_name()).await;
+        linger(&start.io.socket).await;
         return Err(HandshakeFailure::UnknownSni);
     }
     let offered = policy.alpn && offers_alpn(&hello);
@@ -155,7 +162,7 @@ async fn attempt(
             Ok((io.socket, tls))
         }
         Err((error, io)) if offered && is_no_protocol(&error) => {
-            linger(io.socket).await;
+            linger(&io.socket).await;
             Err(HandshakeFailure::NoSharedAlpn)
         }
         Err((error, io)) => Err(refuse(io, &error).await),
@@ -168,7 +175,7 @@ async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
         return reason;
     }
     if tls_error(error).is_some() {
-        linger(io.socket).await;
+        linger(&io.socket).await;
         return HandshakeFailure::TlsError;
     }
     HandshakeFailure::ClientClosed
@@ -176,32 +183,29 @@ async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
 
 /// The longest `ClientHello` that is taken, records and all: rustls alone would keep 64 KiB of one (traps T7). With
 /// post-quantum key shares and everything else browsers send, real ones stay below 3 KiB.
-const MAX_HELLO: usize = (16 << 10) + 256;
+pub(super) const MAX_HELLO: usize = (16 << 10) + 256;
 
 /// TLS alert descriptions (RFC 8446, section 6).
 const UNRECOGNIZED_NAME: u8 = 112;
 
-/// Sends a fatal alert in plain text, as the handshake has not begun.
-async fn alert(socket: &mut Socket, description: u8) {
+/// A fatal alert in plain text, as the handshake has not begun.
+pub(super) fn unrecognized_name() -> [u8; 7] {
     const FATAL: u8 = 2;
-    let _ = socket.write_all(&[0x15, 3, 3, 0, 2, FATAL, description]).await;
-    socket.finish_sending();
+    [0x15, 3, 3, 0, 2, FATAL, UNRECOGNIZED_NAME]
 }
 
 /// FIN, then a moment for the client to read the alert: a close with unread input would reset it away.
-async fn linger(mut socket: Socket) {
+pub(super) async fn linger(socket: &Socket) {
     const MOMENT: Duration = Duration::from_secs(1);
     socket.finish_sending();
     let mut rest = [0; 512];
-    let drained = async { while matches!(tokio::io::AsyncReadExt::read(&mut socket, &mut rest).await, Ok(1..)) {} };
+    let drained = async { while matches!(poll_fn(|cx| socket.poll_recv(cx, &mut rest)).await, Ok(1..)) {} };
     let _ = tokio::time::timeout(MOMENT, drained).await;
 }
 
-fn agreement(tls: &ServerConnection, sni: Option<Box<str>>, took: Duration) -> Agreement {
-    let version = match tls.protocol_version() {
-        Some(ProtocolVersion::TLSv1_2) => TlsVersion::V1_2,
-        _ => TlsVersion::V1_3,
-    };
+/// What rustls knows of a connection, buffered or not.
+pub(super) fn agreement(tls: &CommonState, sni: Option<Box<str>>, took: Duration) -> Agreement {
+    let version = version(tls);
     let resumption = match tls.handshake_kind() {
         Some(HandshakeKind::Resumed) => Resumption::Resumed,
         _ => Resumption::Full,
@@ -209,6 +213,14 @@ fn agreement(tls: &ServerConnection, sni: Option<Box<str>>, took: Duration) -> A
     let cipher = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown");
     let alpn = tls.alpn_protocol().map(|protocol| cut(&String::from_utf8_lossy(protocol)).into());
     Agreement { version, cipher, alpn, resumption, sni, took }
+}
+
+/// The version that was agreed.
+pub(super) fn version(tls: &CommonState) -> TlsVersion {
+    match tls.protocol_version() {
+        Some(ProtocolVersion::TLSv1_2) => TlsVersion::V1_2,
+        _ => TlsVersion::V1_3,
+    }
 }
 
 fn offers_alpn(hello: &ClientHello<'_>) -> bool {
@@ -223,16 +235,14 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(KEPT)).unwrap_or_default()
-}
-
 /// A socket whose first bytes are looked at: what cannot become a handshake is refused before TLS sees it.
 #[derive(Debug)]
 struct Sniffed {
     socket: Socket,
     /// Bytes received.
     seen: usize,
+    /// The first of them.
+    first: Vec<u8>,
     /// The `ClientHello` is not complete: [`MAX_HELLO`] holds.
     hello: bool,
     refused: Option<HandshakeFailure>,
@@ -240,21 +250,31 @@ struct Sniffed {
 
 impl Sniffed {
     fn new(socket: Socket) -> Self {
-        Self { socket, seen: 0, hello: true, refused: None }
+        Self { socket, seen: 0, first: Vec::new(), hello: true, refused: None }
     }
 
-    /// Refuses what cannot be a handshake. RFC 8446, section 5.1: content type 22, then a legacy version whose first byte is 3.
     fn look(&mut self, received: &[u8]) {
-        const FIRST: [u8; 2] = [0x16, 0x03];
-        let expected = FIRST.get(self.seen.min(FIRST.len())..).unwrap_or_default();
-        if received.iter().zip(expected).any(|(byte, expected)| byte != expected) {
-            let http = looks_like_http(received);
-            self.refused = Some(if http { HandshakeFailure::NotTlsHttp } else { HandshakeFailure::NotTls });
+        if self.seen < FIRST.len() {
+            self.first.extend_from_slice(received);
+            self.refused = not_a_handshake(&self.first);
         }
         self.seen += received.len();
         if self.hello && self.seen > MAX_HELLO {
             self.refused.get_or_insert(HandshakeFailure::TlsError);
         }
+    }
+}
+
+/// RFC 8446, section 5.1: a record of content type 22 and a legacy version whose first byte is 3.
+const FIRST: [u8; 2] = [0x16, 0x03];
+
+/// What the first bytes of a client are if they cannot become a handshake.
+pub(super) fn not_a_handshake(first: &[u8]) -> Option<HandshakeFailure> {
+    let handshake = first.iter().zip(FIRST).all(|(byte, expected)| *byte == expected);
+    match (handshake, looks_like_http(first)) {
+        (true, _) => None,
+        (false, true) => Some(HandshakeFailure::NotTlsHttp),
+        (false, false) => Some(HandshakeFailure::NotTls),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Certificates and the choice among them by the name the client asks for.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{cell::Cell, collections::HashMap, fmt, sync::Arc};
 
 use rustls::{
     SignatureAlgorithm,
@@ -123,11 +123,38 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let candidates = self.candidates(hello.server_name());
+        let name = hello.server_name();
+        let candidates = self.candidates(name);
+        ASKED.set(Some(Asked { name: name.map(|name| cut(name).into()), known: !candidates.is_empty() }));
         let suits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
         // When none suits, the first: rustls then says in its alert what is missing.
         candidates.iter().find(suits).or(candidates.first()).cloned()
     }
+}
+
+/// What a client asked for, as [`Certificates`] was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Cut at 255 bytes: it is for the log.
+    pub name: Option<Box<str>>,
+    pub known: bool,
+}
+
+thread_local! {
+    /// rustls's unbuffered interface does not tell the name, but it asks for the certificate in the middle of the call
+    /// that processes the hello, on the thread that made it.
+    static ASKED: Cell<Option<Asked>> = const { Cell::new(None) };
+}
+
+/// What the call that has just processed a hello on this thread was asked for.
+pub fn take_asked() -> Option<Asked> {
+    ASKED.take()
+}
+
+/// As much of a client's text as is kept for the log.
+pub(super) fn cut(text: &str) -> &str {
+    const KEPT: usize = 255;
+    text.get(..text.floor_char_boundary(KEPT)).unwrap_or_default()
 }
 
 /// One spelling of a name: ASCII lower case, without the dot at the end.

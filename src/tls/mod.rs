@@ -3,3 +3,5 @@
 pub mod acceptor;
 pub mod certificates;
 pub mod pem;
+pub mod record;
+pub mod unbuffered;

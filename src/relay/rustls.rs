@@ -30,7 +30,7 @@ const SLICES: usize = 64;
 
 /// A client behind TLS, after the handshake.
 #[derive(Debug)]
-pub struct TlsClient {
+pub struct RustlsClient {
     socket: Socket,
     tls: ServerConnection,
     batch: usize,
@@ -38,7 +38,7 @@ pub struct TlsClient {
     in_flight: usize,
 }
 
-impl TlsClient {
+impl RustlsClient {
     /// Takes over a connection whose handshake is complete.
     pub fn new(socket: Socket, mut tls: ServerConnection) -> Self {
         // What waits is bounded by the batch, because nothing is encrypted while something waits.
@@ -91,12 +91,12 @@ impl TlsClient {
                 Poll::Ready(Ok(sent)) => {
                     meter.written(resources, RelayPath::Tls, Direction::ClientToBackend, sent);
                     if sent < plain.len() {
-                        flow.park(plain.get(sent..).unwrap_or_default());
+                        flow.park(plain.get(sent..).unwrap_or_default().into());
                     }
                 }
                 Poll::Ready(Err(_)) => return flow.sink_failed(),
                 Poll::Pending => {
-                    flow.park(plain);
+                    flow.park(plain.into());
                     return Step::Waiting;
                 }
             }
