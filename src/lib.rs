@@ -21,8 +21,8 @@ pub mod pool;
 pub mod sys;
 // floor 3: mechanisms. Async, ignorant of configuration files and pools.
 pub mod drain;
-pub mod relay;
 pub mod tls;
+pub mod relay;
 pub mod dial;
 // floor 4: actors. Each owns a task or a thread.
 pub mod load;

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Ciphertext of one read from the client while it fills them, and before it has.
-const LARGE_READ: usize = 128 << 10;
+const LARGE_READ: usize = 224 << 10;
 pub(super) const SMALL_READ: usize = 32 << 10;
 
 /// Slices of plaintext that one writev sends.

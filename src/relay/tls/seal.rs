@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Records of one batch: one while exchanges are small, more when reads fill them.
-const MOST_SLOTS: usize = 8;
+const MOST_SLOTS: usize = 15;
 
 impl TlsClient {
     /// Backend to client: seal.
