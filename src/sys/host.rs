@@ -1,5 +1,6 @@
 //! What this host allows: descriptors, pipe pages, the accept backlog.
 
+use super::pipe;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft descriptor limit to the hard one and returns it.
@@ -10,16 +11,16 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX))
 }
 
-/// Pipes of 64 KiB that this process may use: just under half of the user's budget, so that an old and a new process
-/// fit side by side (traps R10; `fs.pipe-user-pages-soft` in `Documentation/admin-guide/sysctl/fs.rst`).
+/// Pipes that this process may use: just under half of the user's budget of pages, so that an old and a new process fit
+/// side by side (traps R10; `fs.pipe-user-pages-soft` in `Documentation/admin-guide/sysctl/fs.rst`).
 pub fn pipe_budget() -> usize {
-    const PAGES_PER_PIPE: usize = 16;
+    const PAGES_PER_PIPE: usize = pipe::SIZE / 4096;
     const DEFAULT_PAGES: usize = 16_384;
     const AT_MOST: usize = 4_096;
     let pages = sysctl("fs/pipe-user-pages-soft").unwrap_or(DEFAULT_PAGES);
     // 0 means that the kernel sets no limit.
     let pages = if pages == 0 { AT_MOST * PAGES_PER_PIPE * 2 } else { pages };
-    (pages / PAGES_PER_PIPE / 2).saturating_sub(32).min(AT_MOST)
+    (pages / PAGES_PER_PIPE / 2).saturating_sub(8).min(AT_MOST)
 }
 
 /// The longest accept queue the kernel will give.
