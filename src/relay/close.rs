@@ -36,8 +36,13 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
             drop(backend);
             goodbye(client, Manner::Reset, resources).await;
         }
-        End::ClientTruncated | End::TlsError => {
-            tokio::join!(reset(backend), goodbye(client, Manner::Finish, resources));
+        // No close_notify: it would pass what the client has of the answer for all of it.
+        End::ClientTruncated => {
+            tokio::join!(reset(backend), goodbye(client, Manner::Reset, resources));
+        }
+        // The alert is on its way, and a close with unread input would reset it away.
+        End::TlsError => {
+            tokio::join!(reset(backend), finish(client.into_socket(), resources));
         }
         End::ClientClosed
         | End::BackendClosed
