@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Gate, SOON, Variant, client,
+    Backend, Gate, Process, SOON, Variant, client,
     gate::{pool, tcp},
     tags::End,
     wait_until,
@@ -74,6 +74,23 @@ fn a3_the_limit_of_the_process_counts_every_listener() {
     assert_eq!(metrics.count("sluicegate_connections_closed_total", &[("listener", "other")]), 6);
     drop((first, second));
     gate.finish();
+}
+
+/// What `run` would refuse on this host, `check` refuses too.
+#[test]
+fn a3_l4_more_connections_than_descriptors_allow_are_refused_by_check_and_run() {
+    let backends = pool("", &["127.0.0.1:1".parse().unwrap()]);
+    let plan = Gate::plan(&(tcp("") + &backends)).global("max_connections = 1000");
+    plan.write();
+    for arguments in [&["check"][..], &["run"], &["check", "--json"]] {
+        let arguments = [arguments, &["--config", "sluicegate.toml"]].concat();
+        let refused = Process::start_after("ulimit -n 1000", &arguments, plan.path()).ended(SOON);
+        assert_eq!(refused.code, Some(1), "{arguments:?}: {}{}", refused.stdout, refused.stderr);
+        let said = refused.stdout + &refused.stderr;
+        assert!(said.contains("E109") && said.contains("1000 descriptors allow"), "{arguments:?}: {said}");
+    }
+    let enough = Process::start_after("ulimit -n 4000", &["check", "--config", "sluicegate.toml"], plan.path());
+    assert_eq!(enough.ended(SOON).code, Some(0));
 }
 
 /// Clients that come and go while the limit holds never make it leak a place.

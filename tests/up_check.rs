@@ -45,6 +45,22 @@ fn runs_again(stdout: &[String], directory: &Path) {
     assert_eq!(ended.code, Some(0), "{}\n{}", toml.join("\n"), ended.stderr);
 }
 
+/// Its folder once had a name that anybody could take first: `sluicegate-demo-PID`.
+#[test]
+fn a_demo_starts_beside_a_folder_of_its_old_name() {
+    let taken = "export TMPDIR=\"$PWD\" && mkdir \"sluicegate-demo-$$\"";
+    let any = "127.0.0.1:0";
+    let directory = TempDir::new().unwrap();
+    let process =
+        Process::start_after(taken, &["demo", "--https", any, "--tcp", any, "--admin", any], directory.path());
+    let old = directory.path().join(format!("sluicegate-demo-{}", process.pid()));
+    let mut gate = Gate::over(process, directory, SOON);
+    assert!(old.is_dir());
+    assert_eq!(std::fs::read_dir(gate.directory.path()).unwrap().count(), 2);
+    gate.stop_now();
+    assert_eq!(std::fs::read_dir(gate.directory.path()).unwrap().count(), 1, "its own folder is gone");
+}
+
 /// `check` on this configuration, with further words.
 fn check(toml: &str, list: &str, more: &[&str]) -> Ended {
     let plan = Gate::plan(toml).file("deny.txt", list);

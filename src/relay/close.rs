@@ -22,6 +22,11 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Closes both sockets as `end` demands.
 pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
     let Pair { client, backend, up, down, .. } = pair;
+    let to_client = manner(&down, client.holds_back());
+    let to_backend = manner(&up, false);
+    // Nobody will deliver what is parked any more: its pipes are free before the goodbye.
+    drop((up, down));
+    resources.note_pipes();
     match end {
         // The end that reset is gone; the other one is told so.
         End::ClientReset => {
@@ -32,8 +37,13 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
             drop(backend);
             goodbye(client, Manner::Reset, resources).await;
         }
-        End::ClientTruncated | End::TlsError => {
-            tokio::join!(reset(backend), goodbye(client, Manner::Finish, resources));
+        // No close_notify: it would pass what the client has of the answer for all of it.
+        End::ClientTruncated => {
+            tokio::join!(reset(backend), goodbye(client, Manner::Reset, resources));
+        }
+        // The alert is on its way, and a close with unread input would reset it away.
+        End::TlsError => {
+            tokio::join!(reset(backend), finish(client.into_socket(), resources));
         }
         End::ClientClosed
         | End::BackendClosed
@@ -41,8 +51,6 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
         | End::HalfClosedTimeout
         | End::MaxAge
         | End::Drained => {
-            let to_client = manner(&down, client.holds_back());
-            let to_backend = manner(&up, false);
             tokio::join!(goodbye(client, to_client, resources), end_with(backend, to_backend, resources));
         }
     }

@@ -94,9 +94,14 @@ impl Flow {
         meter: &Meter,
     ) -> Step {
         for _ in 0..ROUNDS {
-            match self.deliver_parked(cx, route.sink, |path, bytes| {
+            let held_a_pipe = matches!(self.parked, Parked::Pipe(_));
+            let delivered = self.deliver_parked(cx, route.sink, |path, bytes| {
                 meter.written(resources, path, route.direction, bytes);
-            }) {
+            });
+            if held_a_pipe {
+                resources.note_pipes();
+            }
+            match delivered {
                 Step::Again => {}
                 other => return other,
             }

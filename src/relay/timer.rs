@@ -39,8 +39,8 @@ pub(super) struct Timer {
     half_closed: bool,
     last: Tick,
     born: Tick,
-    /// What the kernel held when silence was first seen: a slow reader lets us write again only when a third of its
-    /// buffer is free, and is not silent meanwhile.
+    /// What the kernel held when half of the allowed silence was over: a slow reader lets us write again only when a third
+    /// of its buffer is free, and is not silent meanwhile.
     held: Option<usize>,
 }
 
@@ -48,9 +48,9 @@ impl Timer {
     /// A timer and the sleep that drives it.
     pub(super) fn start(timeouts: Timeouts) -> (Self, Sleep) {
         let now = clock::coarse();
-        let first = timeouts.max_age.map_or(timeouts.idle, |age| age.min(timeouts.idle));
         let timer = Self { timeouts, half_closed: false, last: now, born: now, held: None };
-        (timer, sleep_until(Instant::now() + first))
+        let first = Instant::now() + timer.next(now);
+        (timer, sleep_until(first))
     }
 
     /// Notes what happened in this poll, and ends the relay if a limit is reached. `unconfirmed` tells what the kernel
@@ -69,23 +69,15 @@ impl Timer {
             // The silence that counts is shorter now, so the sleep may be set too late.
             self.half_closed = state.half_closed;
             self.touch();
-            let left = self.left(self.last).unwrap_or_default();
-            sleep.as_mut().reset(Instant::now() + left);
+            sleep.as_mut().reset(Instant::now() + self.next(self.last));
         }
-        loop {
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
+        while sleep.as_mut().poll(cx).is_ready() {
+            if let Err(end) = self.look(clock::coarse(), unconfirmed()) {
+                return Poll::Ready(end);
             }
-            let left = match self.left(clock::coarse()) {
-                Ok(left) => left,
-                Err(End::MaxAge) => return Poll::Ready(End::MaxAge),
-                Err(end) => match self.second_look(unconfirmed()) {
-                    Some(again) => again,
-                    None => return Poll::Ready(end),
-                },
-            };
-            sleep.as_mut().reset(Instant::now() + left);
+            sleep.as_mut().reset(Instant::now() + self.next(clock::coarse()));
         }
+        Poll::Pending
     }
 
     fn touch(&mut self) {
@@ -93,38 +85,40 @@ impl Timer {
         self.held = None;
     }
 
-    /// The kernel may still be delivering: when to look again, or `None` if nobody reads.
-    fn second_look(&mut self, held: usize) -> Option<Duration> {
-        const SHORTEST: Duration = Duration::from_millis(50);
-        const LONGEST: Duration = Duration::from_secs(1);
-        match self.held {
-            Some(before) if held < before => {
-                self.touch();
-                self.left(self.last).ok()
-            }
-            None if held > 0 => {
-                self.held = Some(held);
-                Some((self.silence().0 / 4).clamp(SHORTEST, LONGEST))
-            }
-            _ => None,
+    /// Judges the moment `now`, at which the kernel holds `held` bytes for the two ends.
+    fn look(&mut self, now: Tick, held: usize) -> Result<(), End> {
+        if self.timeouts.max_age.is_some_and(|age| now.since(self.born) >= age) {
+            return Err(End::MaxAge);
         }
+        let (limit, end) = self.silence();
+        let quiet = now.since(self.last);
+        match self.held {
+            None if quiet >= limit / 2 => self.held = Some(held),
+            // Somebody has read since half of the time was over.
+            Some(before) if quiet >= limit && held < before => {
+                self.last = now;
+                self.held = None;
+            }
+            Some(_) if quiet >= limit => return Err(end),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// How long until there is something to look at.
+    fn next(&self, now: Tick) -> Duration {
+        let (limit, _) = self.silence();
+        let at = if self.held.is_some() { limit } else { limit / 2 };
+        let silence = at.saturating_sub(now.since(self.last));
+        let age = self.timeouts.max_age.map(|age| age.saturating_sub(now.since(self.born)));
+        // A coarse clock may be a tick behind the one that the sleep goes by.
+        age.map_or(silence, |age| age.min(silence)).max(Duration::from_millis(1))
     }
 
     /// The silence that is allowed now, and what it is called.
     fn silence(&self) -> (Duration, End) {
         let Timeouts { idle, half_closed, .. } = self.timeouts;
         if self.half_closed { (half_closed.min(idle), End::HalfClosedTimeout) } else { (idle, End::IdleTimeout) }
-    }
-
-    /// How long until a limit can be reached at the earliest, or which one is reached now.
-    fn left(&self, now: Tick) -> Result<Duration, End> {
-        let age = match self.timeouts.max_age {
-            Some(most) => most.checked_sub(now.since(self.born)).filter(|left| !left.is_zero()).ok_or(End::MaxAge)?,
-            None => Duration::MAX,
-        };
-        let (silence, end) = self.silence();
-        let silence = silence.checked_sub(now.since(self.last)).filter(|left| !left.is_zero()).ok_or(end)?;
-        Ok(silence.min(age))
     }
 }
 
@@ -156,13 +150,14 @@ mod tests {
     fn a_slow_reader_is_not_silent_and_a_stalled_one_is() {
         let limit = Duration::from_secs(8);
         let timeouts = Timeouts { idle: limit, half_closed: limit, max_age: None };
-        let now = clock::coarse();
-        let mut timer = Timer { timeouts, half_closed: false, last: now, born: now, held: None };
-        assert_eq!(timer.second_look(1000), Some(Duration::from_secs(1)));
-        assert!(timer.second_look(900).is_some());
-        assert_eq!(timer.second_look(900), Some(Duration::from_secs(1)));
-        assert_eq!(timer.second_look(900), None);
-        timer.touch();
-        assert_eq!(timer.second_look(0), None);
+        let start = clock::coarse();
+        let mut timer = Timer { timeouts, half_closed: false, last: start, born: start, held: None };
+        let at = |seconds| start.after(Duration::from_secs(seconds));
+        assert_eq!(timer.next(start), limit / 2);
+        assert_eq!(timer.look(at(4), 1000), Ok(()));
+        assert_eq!(timer.next(at(4)), limit / 2);
+        assert_eq!(timer.look(at(8), 900), Ok(()), "it has read");
+        assert_eq!(timer.look(at(12), 900), Ok(()));
+        assert_eq!(timer.look(at(16), 900), Err(End::IdleTimeout), "it has not");
     }
 }

@@ -19,6 +19,12 @@ pub fn coarse() -> Tick {
 pub struct Tick(u64);
 
 impl Tick {
+    /// The moment so much later.
+    #[must_use]
+    pub fn after(self, later: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(later.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// How long ago `earlier` was; zero if it is later than `self`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -1,8 +1,10 @@
 //! The relay: every byte, in order, both ways, and each end passed on as what it was.
 
 mod bulk;
+mod cuts;
 mod half_close;
 mod resets;
+mod slow_readers;
 mod tagged;
 mod timeouts;
 

@@ -19,7 +19,7 @@ use crate::support::{
 const SENT: u64 = 100_000;
 const SLOW: Option<Duration> = Some(Duration::from_millis(2));
 
-fn until_delivered(stream: &TcpStream) {
+pub(super) fn until_delivered(stream: &TcpStream) {
     wait_until(SOON, "an empty send queue", || client::send_queue(stream) == Some(0));
 }
 

@@ -1,6 +1,7 @@
 //! The harness: the binary as a child process, backends and clients in this one, real programs beside them.
 
 pub mod backend;
+pub mod busy;
 pub mod certificates;
 pub mod client;
 pub mod gate;
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use backend::Backend;
+pub use busy::Busy;
 pub use certificates::Authority;
 pub use gate::Gate;
 pub use metrics::Metrics;

@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 
 use super::{SOON, wait_for, wait_until};
 
+const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
+
 #[derive(Debug, Clone, Default)]
 pub struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -58,8 +60,17 @@ pub struct Process {
 impl Process {
     /// Starts `sluicegate` with these arguments in `directory`.
     pub fn start(arguments: &[&str], directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
-            .args(arguments)
+        Self::spawn(Command::new(BINARY).args(arguments), directory)
+    }
+
+    /// As [`Self::start`], in the process of a shell that has run this line before.
+    pub fn start_after(line: &str, arguments: &[&str], directory: &Path) -> Self {
+        let script = format!("{line} && exec \"$0\" \"$@\"");
+        Self::spawn(Command::new("sh").args(["-c", &script, BINARY]).args(arguments), directory)
+    }
+
+    fn spawn(command: &mut Command, directory: &Path) -> Self {
+        let mut child = command
             .current_dir(directory)
             .env_remove("SLUICEGATE_CONFIG")
             .env_remove("RUST_LOG")
@@ -80,10 +91,15 @@ impl Process {
     /// Runs to the end, which has to come within `deadline`.
     #[track_caller]
     pub fn run(arguments: &[&str], directory: &Path, deadline: Duration) -> Ended {
-        let mut process = Self::start(arguments, directory);
-        let status = process.wait(deadline);
-        assert!(status.is_some(), "still running after {deadline:?}: {arguments:?}\n{}", process.stderr.text());
-        Ended { code: status.and_then(|s| s.code()), stdout: process.stdout.text(), stderr: process.stderr.text() }
+        Self::start(arguments, directory).ended(deadline)
+    }
+
+    /// How it ended; that has to come within `deadline`.
+    #[track_caller]
+    pub fn ended(mut self, deadline: Duration) -> Ended {
+        let status = self.wait(deadline);
+        assert!(status.is_some(), "still running after {deadline:?}\n{}", self.stderr.text());
+        Ended { code: status.and_then(|s| s.code()), stdout: self.stdout.text(), stderr: self.stderr.text() }
     }
 
     pub fn pid(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! T1, T6, T16: hellos in pieces, hellos that never come, and bytes that are no hello.
+//! T1, T6, T7, T16: hellos in pieces, hellos that never come, and bytes that are no hello.
 
 use std::{
     io::Write,
@@ -88,6 +88,43 @@ fn t1_close_notify_after_the_hello_ends_the_handshake() {
     let spent = gate.process.processor_time().saturating_sub(before);
     assert!(spent < Duration::from_millis(500), "{spent:?} of processor time");
     assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+/// 65,000 bytes are announced, and a little more than is taken comes: nobody waits for the rest.
+#[test]
+fn t7_a_hello_that_does_not_end_is_refused() {
+    const ROOM: usize = 16 << 10;
+    let backend = Backend::echo();
+    let gate = gate(&backend, "20s");
+    let start = Instant::now();
+    let message = [&[1, 0, 0xfd, 0xe8, 3, 3][..], &vec![b'a'; ROOM + 1000]].concat();
+    let records = message.chunks(ROOM).flat_map(|piece| {
+        let length = (piece.len() as u16).to_be_bytes();
+        [&[22, 3, 1][..], &length, piece].concat()
+    });
+    let mut stream = client::connect(gate.address("https"));
+    let _ = stream.write_all(&records.collect::<Vec<u8>>());
+    assert!(read_all(&mut stream).0.is_empty());
+    assert!(start.elapsed() < Duration::from_secs(10), "not by the deadline of the handshake");
+    gate.wait_outcome("tls_error", 1);
+    assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+#[test]
+fn t7_a_hello_of_15_kb_is_taken() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "20s");
+    // Nothing is asked for on the other side, so what is offered is only long.
+    let long = client::config_with(|config| config.alpn_protocols = vec![vec![b'x'; 255]; 54]);
+    let hello = Hello::new("foobar.com", long);
+    let mut stream = client::connect(gate.address("https"));
+    let whole = hello.whole();
+    assert!((14_500..16_000).contains(&whole.len()), "{}", whole.len());
+    stream.write_all(&whole).unwrap();
+    goes_on(hello, stream);
+    gate.wait_outcome("client_closed", 1);
     gate.finish();
 }
 
