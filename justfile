@@ -10,8 +10,9 @@ check:
 demo:
     cargo run --release -- demo
 
-bench name:
-    cargo bench --bench {{name}}
+# Options reach the benchmark: just bench peers --work keep,tls1m --rounds 7
+bench name *options:
+    cargo bench --bench {{name}} -- {{options}}
 
 bless:
     SLUICEGATE_BLESS=1 cargo test --test main diagnostics
