@@ -108,6 +108,11 @@ fn t8_100_mib_each_way_through_tls() {
 }
 
 #[test]
+fn t8_100_mib_each_way_through_tls_by_rustls_alone() {
+    tls_transfer(Variant::RUSTLS, None);
+}
+
+#[test]
 fn t8_a_slow_reader_gets_100_mib_through_tls() {
     tls_transfer(Variant::ONE_WORKER, SLOW);
 }

@@ -71,6 +71,11 @@ fn r7_a_backends_reset_is_no_close_notify_for_a_client_that_uploads() {
     a_backend_resets_a_busy_client(Variant::AUTO, "https");
 }
 
+#[test]
+fn r7_a_backends_reset_reaches_a_client_that_uploads_through_tls_by_rustls_alone() {
+    a_backend_resets_a_busy_client(Variant::RUSTLS, "https");
+}
+
 /// Uploads until nothing moves for a moment: then the gate has the rest parked.
 fn upload_until_parked(client: &mut Box<dyn Stream>) {
     SockRef::from(client.socket()).set_send_buffer_size(64 << 10).unwrap();

@@ -85,6 +85,9 @@ impl Plan {
         if !self.variant.reuseport {
             arguments.push("--no-reuseport");
         }
+        if self.variant.rustls_records {
+            arguments.push("--rustls-records");
+        }
         let process = Process::start(&arguments, self.path());
         Gate::over(process, self.directory, self.deadline)
     }

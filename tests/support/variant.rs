@@ -8,14 +8,19 @@ pub struct Variant {
     pub workers: usize,
     /// False is `--no-reuseport`: every worker shares one socket per bind.
     pub reuseport: bool,
+    /// True is `--rustls-records`: no record layer of our own.
+    pub rustls_records: bool,
 }
 
 impl Variant {
-    pub const AUTO: Self = Self { zero_copy: "auto", workers: 2, reuseport: true };
+    pub const AUTO: Self = Self { zero_copy: "auto", workers: 2, reuseport: true, rustls_records: false };
     pub const COPY: Self = Self { zero_copy: "off", ..Self::AUTO };
     pub const SPLICE: Self = Self { zero_copy: "splice", ..Self::AUTO };
     pub const ONE_WORKER: Self = Self { workers: 1, ..Self::AUTO };
     pub const SHARED_SOCKET: Self = Self { reuseport: false, ..Self::AUTO };
 
-    pub const ALL: [Self; 5] = [Self::AUTO, Self::COPY, Self::SPLICE, Self::ONE_WORKER, Self::SHARED_SOCKET];
+    pub const RUSTLS: Self = Self { rustls_records: true, ..Self::AUTO };
+
+    pub const ALL: [Self; 6] =
+        [Self::AUTO, Self::COPY, Self::SPLICE, Self::ONE_WORKER, Self::SHARED_SOCKET, Self::RUSTLS];
 }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod hostile;
+mod keys;
 mod names;
 mod versions;
 
