@@ -281,3 +281,22 @@ impl From<HandshakeFailure> for Outcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much a future takes, without one.
+    fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A task is one allocation of this size and a little more, for as long as the connection lives.
+    #[test]
+    fn s9_the_future_of_a_connection_is_small() {
+        const AT_MOST: usize = 1536;
+        let size = size(Connection::run);
+        println!("{size} bytes for a connection, {} for its socket", size_of::<Socket>());
+        assert!(size <= AT_MOST, "{size} bytes");
+    }
+}

@@ -9,6 +9,8 @@ mod close;
 mod copy;
 mod end;
 mod flow;
+#[cfg(test)]
+mod simulation;
 mod splice;
 mod timer;
 pub mod tls;

@@ -74,7 +74,7 @@ impl Receiver {
 
     /// Receives what is there now; true at the end of the stream.
     fn pull(&mut self, stream: &mut dyn Stream) -> bool {
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = [0; 16 << 10];
         stream.socket().set_nonblocking(true).unwrap();
         loop {
             match stream.read(&mut buffer) {
