@@ -35,10 +35,17 @@ struct Sender {
 
 impl Sender {
     fn new(stream: &TcpStream, id: u64) -> Self {
-        // What waits on our side of the kernel is no concern of the gate.
-        SockRef::from(stream).set_send_buffer_size(32 << 10).unwrap();
         let stream = stream.try_clone().unwrap();
         Self { stream, tag: Tag::new(id), sent: 0 }
+    }
+
+    /// One for each backend. What waits on our side of the kernel is no concern of the gate, so it is little.
+    fn of(pairs: &[Pair]) -> Vec<Self> {
+        let sender = |(id, (_, backend)): (usize, &Pair)| {
+            SockRef::from(backend).set_send_buffer_size(32 << 10).unwrap();
+            Self::new(backend, id as u64)
+        };
+        pairs.iter().enumerate().map(sender).collect()
     }
 
     /// Sends until the kernel takes no more now; how much it took.
