@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
+    alarm::Alarm,
     backend::Lease,
     config::DenyAction,
     dial::{self, DialError},
@@ -105,13 +106,16 @@ impl Connection {
 
     async fn serve(&self, fd: OwnedFd, drain: &Watcher) -> Result<End, Outcome> {
         let frontend = &*self.frontend;
+        let alarm = self.local.alarms.alarm();
         let socket = Socket::accepted(fd).map_err(|_| Outcome::OutOfResources)?;
         let client = match &frontend.tls {
             None => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => drain.unless_on(Box::pin(self.shake_hands(socket))).await.unwrap_or(Err(Outcome::Drained))?,
+            Some(_) => {
+                drain.unless_on(Box::pin(self.shake_hands(socket, &alarm))).await.unwrap_or(Err(Outcome::Drained))?
+            }
         };
-        let dialled = drain.unless_on(Box::pin(self.dial())).await.unwrap_or(Err(Outcome::Drained));
+        let dialled = drain.unless_on(Box::pin(self.dial(&alarm))).await.unwrap_or(Err(Outcome::Drained));
         let (_lease, backend) = match dialled {
             Ok(dialled) => dialled,
             Err(outcome) => {
@@ -119,20 +123,20 @@ impl Connection {
                 return Err(outcome);
             }
         };
-        let control = Control { timeouts: frontend.timeouts.jittered(self.local.random()), drain };
+        let control = Control { timeouts: frontend.timeouts.jittered(self.local.random()), drain, alarm: &alarm };
         Ok(relay::run(client, backend, &self.local.resources, &self.meter, control).await)
     }
 
     /// Terminates TLS within the deadline.
-    async fn shake_hands(&self, socket: Socket) -> Result<Client, Outcome> {
+    async fn shake_hands(&self, socket: Socket, alarm: &Alarm) -> Result<Client, Outcome> {
         let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
         let cells = self.frontend.cells.at(self.local.index);
         let limit = self.frontend.handshake;
         let result = if self.local.rustls_records {
-            let result = acceptor::handshake(socket, policy, limit).await;
+            let result = acceptor::handshake(socket, policy, limit, alarm).await;
             result.map(|(socket, tls, agreed)| (Client::Rustls(Box::new(RustlsClient::new(socket, tls))), agreed))
         } else {
-            let result = unbuffered::handshake(socket, policy, limit).await;
+            let result = unbuffered::handshake(socket, policy, limit, alarm).await;
             result.map(|(socket, session, agreed)| (Client::Tls(Box::new(TlsClient::new(socket, session))), agreed))
         };
         match result {
@@ -155,7 +159,7 @@ impl Connection {
     }
 
     /// Connects a backend. As no client byte was forwarded yet, a failure moves on to another one (traps B1).
-    async fn dial(&self) -> Result<(Lease, Socket), Outcome> {
+    async fn dial(&self, alarm: &Alarm) -> Result<(Lease, Socket), Outcome> {
         let pool = &*self.frontend.pool;
         let index = self.local.index;
         let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
@@ -166,7 +170,7 @@ impl Connection {
             }
             self.note_attempt(&lease);
             let cells = lease.backend().cells.at(index);
-            match dial::connect(lease.backend().address, pool.connect_timeout).await {
+            match dial::connect(lease.backend().address, pool.connect_timeout, alarm).await {
                 Ok((socket, took)) => {
                     cells.connections.add(1);
                     pool.cells.at(index).connect_duration.observe(took);
@@ -290,5 +294,24 @@ impl From<HandshakeFailure> for Outcome {
             HandshakeFailure::NoSharedAlpn => Self::NoSharedAlpn,
             HandshakeFailure::ClientClosed => Self::ClientClosed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much a future takes, without one.
+    fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A task is one allocation of this size and a little more, for as long as the connection lives.
+    #[test]
+    fn s9_the_future_of_a_connection_is_small() {
+        const AT_MOST: usize = 1536;
+        let size = size(Connection::run);
+        println!("{size} bytes for a connection, {} for its socket", size_of::<Socket>());
+        assert!(size <= AT_MOST, "{size} bytes");
     }
 }

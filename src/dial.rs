@@ -9,7 +9,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::{metrics::ConnectFailure, sys::socket::Socket};
+use crate::{alarm::Alarm, metrics::ConnectFailure, sys::socket::Socket};
 
 /// Why there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,16 +21,16 @@ pub enum DialError {
 }
 
 /// Connects `address` within `timeout`, and says how long it took.
-pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<(Socket, Duration), DialError> {
+pub async fn connect(address: SocketAddr, timeout: Duration, alarm: &Alarm) -> Result<(Socket, Duration), DialError> {
     let begin = Instant::now();
     let socket = Socket::connecting(address).map_err(|error| reason(&error))?;
-    match tokio::time::timeout(timeout, poll_fn(|cx| socket.poll_connected(cx))).await {
-        Ok(Ok(())) if is_local_port(address) && socket.is_connected_to_itself(address) => {
+    match alarm.within(timeout, poll_fn(|cx| socket.poll_connected(cx))).await {
+        Some(Ok(())) if is_local_port(address) && socket.is_connected_to_itself(address) => {
             Err(DialError::Failed(ConnectFailure::Refused))
         }
-        Ok(Ok(())) => Ok((socket, begin.elapsed())),
-        Ok(Err(error)) => Err(reason(&error)),
-        Err(_) => Err(DialError::Failed(ConnectFailure::Timeout)),
+        Some(Ok(())) => Ok((socket, begin.elapsed())),
+        Some(Err(error)) => Err(reason(&error)),
+        None => Err(DialError::Failed(ConnectFailure::Timeout)),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod pool;
 // floor 2: the kernel. The only place where unsafe is allowed.
 pub mod sys;
 // floor 3: mechanisms. Async, ignorant of configuration files and pools.
+pub mod alarm;
 pub mod drain;
 pub mod tls;
 pub mod relay;

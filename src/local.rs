@@ -4,10 +4,11 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
     access_log::{AccessLog, Record},
+    alarm::Alarms,
     drain::Drain,
     metrics::Registry,
     relay::Resources,
-    sys::clock::{self, Tick},
+    sys::clock::{self, Moment},
 };
 
 /// What a connection may use of its worker.
@@ -18,10 +19,11 @@ pub struct Local {
     /// TLS records by rustls instead of our own record layer.
     pub rustls_records: bool,
     pub drain: Rc<Drain>,
+    pub alarms: Rc<Alarms>,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
     random: Cell<u64>,
-    warned: Cell<Option<Tick>>,
+    warned: Cell<Option<Moment>>,
 }
 
 impl Local {
@@ -36,7 +38,17 @@ impl Local {
     ) -> Self {
         // xorshift never leaves zero, so it must not begin there.
         let random = Cell::new(seed | 1);
-        Self { index, resources, rustls_records, drain: Rc::default(), registry, log, random, warned: Cell::new(None) }
+        Self {
+            index,
+            resources,
+            rustls_records,
+            drain: Rc::default(),
+            alarms: Rc::default(),
+            registry,
+            log,
+            random,
+            warned: Cell::new(None),
+        }
     }
 
     /// 64 fresh bits for choices that nobody may profit from guessing slightly better: xorshift64* (Vigna, 2016).

@@ -63,6 +63,8 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
     let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
+    let alarms = Rc::clone(&local.alarms);
+    let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
     for (fd, frontend) in sockets {
         match Acceptor::new(fd) {
             Ok(acceptor) => drop(tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local)))),
@@ -82,4 +84,5 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
     while Rc::strong_count(&local) > 1 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+    ticking.abort();
 }

@@ -18,6 +18,7 @@ mod diagnostics;
 mod balance;
 mod firewall;
 mod https;
+mod kernel;
 mod limits;
 mod metrics;
 mod relay;

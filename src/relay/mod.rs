@@ -10,6 +10,8 @@ mod copy;
 mod end;
 mod flow;
 pub mod rustls;
+#[cfg(test)]
+mod simulation;
 mod splice;
 mod timer;
 pub mod tls;
@@ -35,6 +37,7 @@ use self::{
     tls::TlsClient,
 };
 use crate::{
+    alarm::Alarm,
     config::ZeroCopy,
     drain::Watcher,
     metrics::{Direction, Fallback, ListenerCells, PerWorker, Registry, RelayPath, WorkerCells},
@@ -91,6 +94,7 @@ pub async fn run(client: Client, backend: Socket, resources: &Resources, meter: 
 pub struct Control<'a> {
     pub timeouts: Timeouts,
     pub drain: &'a Watcher,
+    pub alarm: &'a Alarm,
 }
 
 /// Both ends and both directions.
@@ -108,8 +112,7 @@ struct Pair {
 
 impl Pair {
     async fn until_end(&mut self, resources: &Resources, meter: &Meter, control: &Control<'_>) -> End {
-        let (mut timer, sleep) = Timer::start(control.timeouts);
-        let mut sleep = std::pin::pin!(sleep);
+        let mut timer = Timer::start(control.timeouts);
         poll_fn(|cx| {
             if control.drain.poll_on(cx) {
                 return Poll::Ready(End::Drained);
@@ -122,7 +125,7 @@ impl Pair {
                 moved: meter.moved.get() != moved,
                 half_closed: self.up.end.is_some() || self.down.end.is_some(),
             };
-            timer.poll_expired(cx, sleep.as_mut(), state, || self.unconfirmed())
+            timer.poll_expired(cx, control.alarm, state, || self.unconfirmed())
         })
         .await
     }

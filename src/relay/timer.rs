@@ -1,15 +1,13 @@
 //! The one timer of a connection. Activity is a coarse time stamp; the timer looks at it when it fires.
 
 use std::{
-    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
-
 use super::End;
-use crate::sys::clock::{self, Tick};
+use crate::alarm::Alarm;
+use crate::sys::clock::{self, Moment};
 
 /// Limits on silence and age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,34 +29,33 @@ pub(super) struct State {
     pub(super) half_closed: bool,
 }
 
-/// When a relay has been silent or alive for too long. Nothing is armed or disarmed per read: the sleep is set to the
-/// earliest moment at which a limit can be reached, and set again when it fires too early.
+/// When a relay has been silent or alive for too long. Nothing is armed or disarmed per read: the alarm is set to
+/// the earliest moment at which a limit can be reached, and set again when it goes off too early.
 #[derive(Debug)]
 pub(super) struct Timer {
     timeouts: Timeouts,
     half_closed: bool,
-    last: Tick,
-    born: Tick,
+    last: Moment,
+    born: Moment,
     /// What the kernel held when half of the allowed silence was over: a slow reader lets us write again only when a third
     /// of its buffer is free, and is not silent meanwhile.
     held: Option<usize>,
+    /// When the alarm goes off; not moved by activity.
+    set: Option<Moment>,
 }
 
 impl Timer {
-    /// A timer and the sleep that drives it.
-    pub(super) fn start(timeouts: Timeouts) -> (Self, Sleep) {
+    pub(super) fn start(timeouts: Timeouts) -> Self {
         let now = clock::coarse();
-        let timer = Self { timeouts, half_closed: false, last: now, born: now, held: None };
-        let first = Instant::now() + timer.next(now);
-        (timer, sleep_until(first))
+        Self { timeouts, half_closed: false, last: now, born: now, held: None, set: None }
     }
 
     /// Notes what happened in this poll, and ends the relay if a limit is reached. `unconfirmed` tells what the kernel
     /// still holds; it is asked only when the relay seems silent.
     pub(super) fn poll_expired(
         &mut self,
-        cx: &mut Context<'_>,
-        mut sleep: Pin<&mut Sleep>,
+        cx: &Context<'_>,
+        alarm: &Alarm,
         state: State,
         unconfirmed: impl Fn() -> usize,
     ) -> Poll<End> {
@@ -66,18 +63,23 @@ impl Timer {
             self.touch();
         }
         if state.half_closed != self.half_closed {
-            // The silence that counts is shorter now, so the sleep may be set too late.
+            // The silence that counts is shorter now, so the alarm is set too late.
             self.half_closed = state.half_closed;
             self.touch();
-            sleep.as_mut().reset(Instant::now() + self.next(self.last));
+            self.set = None;
         }
-        while sleep.as_mut().poll(cx).is_ready() {
+        loop {
+            let due = self.set.unwrap_or_else(|| self.last.after(self.next(self.last)));
+            self.set = Some(due);
+            if alarm.poll_at(cx, due).is_pending() {
+                return Poll::Pending;
+            }
             if let Err(end) = self.look(clock::coarse(), unconfirmed()) {
                 return Poll::Ready(end);
             }
-            sleep.as_mut().reset(Instant::now() + self.next(clock::coarse()));
+            let now = clock::coarse();
+            self.set = Some(now.after(self.next(now)));
         }
-        Poll::Pending
     }
 
     fn touch(&mut self) {
@@ -86,7 +88,7 @@ impl Timer {
     }
 
     /// Judges the moment `now`, at which the kernel holds `held` bytes for the two ends.
-    fn look(&mut self, now: Tick, held: usize) -> Result<(), End> {
+    fn look(&mut self, now: Moment, held: usize) -> Result<(), End> {
         if self.timeouts.max_age.is_some_and(|age| now.since(self.born) >= age) {
             return Err(End::MaxAge);
         }
@@ -106,12 +108,11 @@ impl Timer {
     }
 
     /// How long until there is something to look at.
-    fn next(&self, now: Tick) -> Duration {
+    fn next(&self, now: Moment) -> Duration {
         let (limit, _) = self.silence();
         let at = if self.held.is_some() { limit } else { limit / 2 };
         let silence = at.saturating_sub(now.since(self.last));
         let age = self.timeouts.max_age.map(|age| age.saturating_sub(now.since(self.born)));
-        // A coarse clock may be a tick behind the one that the sleep goes by.
         age.map_or(silence, |age| age.min(silence)).max(Duration::from_millis(1))
     }
 
@@ -151,7 +152,7 @@ mod tests {
         let limit = Duration::from_secs(8);
         let timeouts = Timeouts { idle: limit, half_closed: limit, max_age: None };
         let start = clock::coarse();
-        let mut timer = Timer { timeouts, half_closed: false, last: start, born: start, held: None };
+        let mut timer = Timer { timeouts, half_closed: false, last: start, born: start, held: None, set: None };
         let at = |seconds| start.after(Duration::from_secs(seconds));
         assert_eq!(timer.next(start), limit / 2);
         assert_eq!(timer.look(at(4), 1000), Ok(()));

@@ -8,17 +8,17 @@ use rustix::time::{ClockId, clock_gettime};
 ///
 /// Read from the vDSO without a system call; an activity stamp needs no more precision.
 #[must_use]
-pub fn coarse() -> Tick {
+pub fn coarse() -> Moment {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     let millis = now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000;
-    Tick(millis)
+    Moment(millis)
 }
 
 /// A moment of the coarse clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tick(u64);
+pub struct Moment(u64);
 
-impl Tick {
+impl Moment {
     /// The moment so much later.
     #[must_use]
     pub fn after(self, later: Duration) -> Self {

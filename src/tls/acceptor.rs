@@ -19,6 +19,7 @@ use tokio_rustls::LazyConfigAcceptor;
 
 use super::certificates::{Certificates, cut};
 use crate::{
+    alarm::Alarm,
     config::TlsVersion,
     metrics::{HandshakeFailure, Resumption},
     sys::socket::Socket,
@@ -110,17 +111,18 @@ pub async fn handshake(
     socket: Socket,
     policy: &Policy,
     limit: Duration,
+    alarm: &Alarm,
 ) -> Result<(Socket, ServerConnection, Agreement), Refusal> {
     let begin = Instant::now();
     let mut progress = Progress::default();
-    let result = tokio::time::timeout(limit, attempt(socket, policy, &mut progress)).await;
+    let result = alarm.within(limit, attempt(socket, policy, &mut progress)).await;
     let reason = match result {
-        Ok(Ok((socket, tls))) => {
+        Some(Ok((socket, tls))) => {
             let agreement = agreement(&tls, progress.sni, begin.elapsed());
             return Ok((socket, tls, agreement));
         }
-        Ok(Err(reason)) => reason,
-        Err(_) => HandshakeFailure::Timeout,
+        Some(Err(reason)) => reason,
+        None => HandshakeFailure::Timeout,
     };
     let silent = progress.silent && reason == HandshakeFailure::ClientClosed;
     Err(Refusal { reason, sni: progress.sni, silent })

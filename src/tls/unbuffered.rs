@@ -21,7 +21,7 @@ use super::{
     certificates::{Asked, take_asked},
     record::{HEADER, Opener, Sealer},
 };
-use crate::{config::TlsVersion, metrics::HandshakeFailure, sys::socket::Socket};
+use crate::{alarm::Alarm, config::TlsVersion, metrics::HandshakeFailure, sys::socket::Socket};
 
 /// Asked of each read; a flight of a client is shorter.
 const READ: usize = 4 << 10;
@@ -44,13 +44,14 @@ pub async fn handshake(
     socket: Socket,
     policy: &Policy,
     limit: Duration,
+    alarm: &Alarm,
 ) -> Result<(Socket, Session, Agreement), Refusal> {
     let begin = Instant::now();
     let Ok(tls) = UnbufferedServerConnection::new(policy.config()) else {
         return Err(Refusal { reason: HandshakeFailure::TlsError, sni: None, silent: false });
     };
     let mut driver = Driver { socket, tls, incoming: Vec::new(), whole: 0, outgoing: Vec::new(), asked: None };
-    let result = tokio::time::timeout(limit, driver.drive()).await;
+    let result = alarm.within(limit, driver.drive()).await;
     let reason = match result.unwrap_or(Err(HandshakeFailure::Timeout)) {
         Ok(()) => {
             let sni = driver.sni();

@@ -14,6 +14,9 @@ use super::{Authority, tags::End};
 
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
+/// The payload of an Ethernet frame, less the headers.
+pub const SMALL_SEGMENT: u32 = 1448;
+
 static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| Arc::new(config(rustls::ALL_VERSIONS)));
 
 /// A connection whose calls end after a while whatever happens.
@@ -31,7 +34,17 @@ pub fn connect_from(source: IpAddr, address: SocketAddr) -> TcpStream {
     bounded(socket.into())
 }
 
-fn bounded(stream: TcpStream) -> TcpStream {
+/// As [`connect`], in segments of an Ethernet's size: the buffers on the way are then small, as on a network.
+#[track_caller]
+pub fn connect_in_small_segments(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_tcp_mss(SMALL_SEGMENT).unwrap();
+    socket.connect(&SockAddr::from(address)).expect("a connection");
+    bounded(socket.into())
+}
+
+/// Calls that end after a while whatever happens, and nothing that waits to be sent.
+pub fn bounded(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     stream.set_write_timeout(Some(Duration::from_mins(1))).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -115,7 +128,13 @@ pub fn config_with(change: impl FnOnce(&mut ClientConfig)) -> Arc<ClientConfig> 
 /// A finished handshake for foobar.com.
 #[track_caller]
 pub fn connect_tls(address: SocketAddr) -> Tls {
-    handshake(connect(address), "foobar.com", Arc::clone(&CONFIG)).expect("a handshake")
+    connect_tls_over(connect(address))
+}
+
+/// As [`connect_tls`], on a connection that was made already.
+#[track_caller]
+pub fn connect_tls_over(stream: TcpStream) -> Tls {
+    handshake(stream, "foobar.com", Arc::clone(&CONFIG)).expect("a handshake")
 }
 
 pub fn handshake(stream: TcpStream, name: &str, config: Arc<ClientConfig>) -> std::io::Result<Tls> {

@@ -81,6 +81,24 @@ impl Plan {
     #[track_caller]
     pub fn start(self) -> Gate {
         self.write();
+        let process = Process::start(&self.arguments(), self.path());
+        Gate::over(process, self.directory, self.deadline)
+    }
+
+    /// Starts it as the user `nobody` by means of setpriv; without setpriv as the user of the test.
+    #[track_caller]
+    pub fn start_unprivileged(self, setpriv: Option<&Path>) -> Gate {
+        let Some(setpriv) = setpriv else { return self.start() };
+        self.write();
+        let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.chain([self.path().to_owned()]) {
+            std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+        }
+        let process = Process::start_as_nobody(setpriv, &self.arguments(), self.path());
+        Gate::over(process, self.directory, self.deadline)
+    }
+
+    fn arguments(&self) -> Vec<&'static str> {
         let mut arguments = vec!["run", "--config", "sluicegate.toml"];
         if !self.variant.reuseport {
             arguments.push("--no-reuseport");
@@ -88,8 +106,7 @@ impl Plan {
         if self.variant.rustls_records {
             arguments.push("--rustls-records");
         }
-        let process = Process::start(&arguments, self.path());
-        Gate::over(process, self.directory, self.deadline)
+        arguments
     }
 }
 

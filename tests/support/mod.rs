@@ -10,6 +10,8 @@ pub mod metrics;
 pub mod nginx;
 pub mod process;
 pub mod programs;
+pub mod stand;
+pub mod strace;
 pub mod tags;
 pub mod variant;
 
@@ -18,12 +20,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 pub use backend::Backend;
 pub use busy::Busy;
 pub use certificates::Authority;
 pub use gate::Gate;
 pub use metrics::Metrics;
 pub use process::Process;
+pub use stand::Stand;
+pub use strace::Strace;
 pub use variant::Variant;
 
 /// What a test waits at most for anything that should happen at once.
@@ -33,6 +39,12 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub const LATE: Duration = Duration::from_secs(90);
 
 const POLL: Duration = Duration::from_millis(5);
+
+/// This process may open as many descriptors as the host lets it.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
 
 /// Waits for a condition, not for a time; tells what it waited for when the deadline passes.
 #[track_caller]

@@ -69,6 +69,15 @@ impl Process {
         Self::spawn(Command::new("sh").args(["-c", &script, BINARY]).args(arguments), directory)
     }
 
+    /// As [`Self::start`], as the user `nobody`: through the program setpriv, which becomes the one it starts.
+    pub fn start_as_nobody(setpriv: &Path, arguments: &[&str], directory: &Path) -> Self {
+        // Its own place may not be open to everyone.
+        let binary = directory.join("sluicegate");
+        std::fs::hard_link(BINARY, &binary).or_else(|_| std::fs::copy(BINARY, &binary).map(drop)).unwrap();
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+        Self::spawn(Command::new(setpriv).args(nobody).arg(&binary).args(arguments), directory)
+    }
+
     fn spawn(command: &mut Command, directory: &Path) -> Self {
         let mut child = command
             .current_dir(directory)
@@ -153,6 +162,13 @@ impl Process {
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// Resident memory in bytes, without what is mapped from files.
+    pub fn memory(&self) -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).expect("a running process");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line of the kernel's");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// What `/proc/PID/fd` holds.

@@ -1,4 +1,4 @@
-//! The programs users have: curl, openssl, wrk. Missing ones fail in CI and are told how to get locally.
+//! The programs users have: curl, openssl, wrk, strace. Missing ones fail in CI and are told how to get locally.
 
 use std::{
     ffi::OsStr,
@@ -11,6 +11,9 @@ use std::{
 
 use super::{LATE, wait_for};
 
+/// Programs whose Debian package has another name.
+const PACKAGES: [(&str, &str); 1] = [("setpriv", "util-linux")];
+
 /// Where a program is. Missing: a failure in CI, a line to read elsewhere.
 #[track_caller]
 pub fn require(program: &str) -> Option<PathBuf> {
@@ -18,10 +21,17 @@ pub fn require(program: &str) -> Option<PathBuf> {
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     let found = places.map(|place| place.join(program)).find(|file| file.is_file());
     if found.is_none() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{program} is missing: apt-get install {program}");
-        println!("skipped: {program} is missing: apt-get install {program}");
+        let package = PACKAGES.iter().find(|(name, _)| *name == program).map_or(program, |(_, package)| package);
+        skip(&format!("{program} is missing: apt-get install {package}"));
     }
     found
+}
+
+/// Something that this host has to have is not there: a failure in CI, a line to read elsewhere.
+#[track_caller]
+pub fn skip(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{reason}");
+    println!("skipped: {reason}");
 }
 
 /// How a program ended.

@@ -1,0 +1,159 @@
+//! Deadlines of connections, on one coarse tick for each worker.
+//!
+//! A timer of the runtime costs a lock and, when it is due before the runtime's next wake-up, a write to the runtime's
+//! own eventfd and a wake-up more: that was two of each for every short connection. A deadline here is a number in a
+//! table of the worker. A tick looks through the table every [`TICK`]; while the table is empty nothing ticks.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use crate::sys::clock::{self, Moment};
+
+/// How late a deadline may be noticed. Looking through ten thousand deadlines takes some ten microseconds.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The deadlines of one worker.
+#[derive(Debug, Default)]
+pub struct Alarms {
+    table: RefCell<Table>,
+    set: Notify,
+}
+
+/// One connection's deadline; it may be moved, and is forgotten when dropped.
+#[derive(Debug)]
+pub struct Alarm {
+    owner: Rc<Alarms>,
+    place: usize,
+    due: Cell<Option<Moment>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: Vec<Entry>,
+    free: Vec<usize>,
+    used: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    due: Option<Moment>,
+    waker: Option<Waker>,
+}
+
+impl Alarms {
+    /// Ticks for as long as it is polled.
+    pub async fn tick(&self) {
+        loop {
+            if self.table.borrow().used == 0 {
+                self.set.notified().await;
+            }
+            tokio::time::sleep(TICK).await;
+            self.wake_due();
+        }
+    }
+
+    /// An alarm that is not set yet.
+    pub fn alarm(self: &Rc<Self>) -> Alarm {
+        let mut table = self.table.borrow_mut();
+        table.used += 1;
+        if table.used == 1 {
+            self.set.notify_one();
+        }
+        let place = table.free.pop().unwrap_or_else(|| {
+            table.entries.push(Entry::default());
+            table.entries.len() - 1
+        });
+        Alarm { owner: Rc::clone(self), place, due: Cell::new(None) }
+    }
+
+    fn wake_due(&self) {
+        let now = clock::coarse();
+        for entry in &mut self.table.borrow_mut().entries {
+            if entry.due.is_some_and(|due| due <= now) {
+                entry.due = None;
+                // Waking only queues the task, so nothing comes back to this table meanwhile.
+                if let Some(waker) = &entry.waker {
+                    waker.wake_by_ref();
+                }
+            }
+        }
+    }
+}
+
+impl Alarm {
+    /// Ready from `due` on, at most a tick late. One task owns an alarm for life.
+    pub fn poll_at(&self, cx: &Context<'_>, due: Moment) -> Poll<()> {
+        if self.due.get() != Some(due) {
+            let mut table = self.owner.table.borrow_mut();
+            if let Some(entry) = table.entries.get_mut(self.place) {
+                entry.due = Some(due);
+                entry.waker.get_or_insert_with(|| cx.waker().clone());
+            }
+            self.due.set(Some(due));
+        }
+        if clock::coarse() < due {
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    /// `future`, or `None` if it takes longer than `limit`.
+    pub async fn within<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        let due = clock::coarse().after(limit);
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll_at(cx, due).map(|()| None),
+        })
+        .await
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        let mut table = self.owner.table.borrow_mut();
+        if let Some(entry) = table.entries.get_mut(self.place) {
+            *entry = Entry::default();
+        }
+        table.free.push(self.place);
+        table.used -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_deadline_ends_what_takes_longer_and_nothing_else() {
+        let alarms = Rc::new(Alarms::default());
+        let alarm = alarms.alarm();
+        let limit = Duration::from_millis(120);
+        let waiting = async {
+            let begin = std::time::Instant::now();
+            assert_eq!(alarm.within(Duration::from_secs(5), async { 7 }).await, Some(7));
+            assert_eq!(alarm.within(limit, std::future::pending::<()>()).await, None);
+            begin.elapsed()
+        };
+        tokio::select! {
+            () = alarms.tick() => unreachable!("it ticks for ever"),
+            took = waiting => assert!((limit.mul_f32(0.9)..limit * 10).contains(&took), "{took:?}"),
+        }
+    }
+
+    #[test]
+    fn places_are_used_again() {
+        let alarms = Rc::new(Alarms::default());
+        for _ in 0..100 {
+            let _pair = (alarms.alarm(), alarms.alarm());
+        }
+        let table = alarms.table.borrow();
+        assert_eq!((table.entries.len(), table.used), (2, 0));
+    }
+}
