@@ -4,6 +4,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,12 +15,19 @@ use std::{
 };
 
 use rustls::crypto::CryptoProvider;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle as Task};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+    task::JoinHandle as Task,
+};
 
 use crate::{
     access_log::{self, AccessLog},
     admin,
-    config::{self, Auto, Config, Diagnostic, code::CANNOT_START},
+    config::{
+        self, Auto, Config, Diagnostic,
+        code::{CANNOT_LISTEN, CANNOT_START},
+    },
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
@@ -55,7 +64,9 @@ pub struct Gate {
     stop: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     admin: Arc<admin::State>,
-    admin_task: Task<()>,
+    admin_tasks: Vec<Task<()>>,
+    /// Removed when this is dropped.
+    _admin_socket: Option<SocketFile>,
     log: Option<access_log::Guard>,
 }
 
@@ -89,7 +100,8 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
     let shared = options.reuseport && limits.workers > 1;
     let ports = ports::bind(config, if shared { limits.workers } else { 1 })?;
-    let (admin_socket, admin_address) = bind_admin(config)?;
+    let (admin_listener, admin_address) = bind_admin(config)?;
+    let admin_socket = bind_socket(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
     let (stop, stopped) = watch::channel(false);
     let template = Template {
@@ -107,8 +119,22 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         ready: AtomicBool::new(true),
         metrics: Box::new(move |format| render(&registry, &site.gauges(), format)),
     });
-    let admin_task = tokio::spawn(admin::serve(admin_socket, Arc::clone(&admin)));
-    Ok(Gate { limits, admin_address, ports, stop, workers, admin, admin_task, log: guard })
+    let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
+    let admin_socket = admin_socket.map(|(listener, file)| {
+        admin_tasks.push(tokio::spawn(admin::serve_unix(listener, Arc::clone(&admin))));
+        file
+    });
+    Ok(Gate {
+        limits,
+        admin_address,
+        ports,
+        stop,
+        workers,
+        admin,
+        admin_tasks,
+        _admin_socket: admin_socket,
+        log: guard,
+    })
 }
 
 impl Gate {
@@ -129,7 +155,7 @@ impl Gate {
             }
         });
         let _ = workers.await;
-        self.admin_task.abort();
+        self.admin_tasks.iter().for_each(Task::abort);
         drop(self.ports);
         drop(self.log);
     }
@@ -210,6 +236,35 @@ fn bind_admin(config: &Config) -> Result<(TcpListener, SocketAddr), Vec<Diagnost
     bind().map_err(|error| {
         let diagnostic = cannot_listen(config.admin.bind, &error, None);
         vec![diagnostic.note("this is the admin listener: [admin] bind")]
+    })
+}
+
+/// A unix socket in the file system.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Binds `[admin] socket` for its owner alone. What a process that was killed has left behind is replaced.
+fn bind_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, Vec<Diagnostic>> {
+    let Some(path) = &config.admin.socket else { return Ok(None) };
+    let bind = || -> io::Result<_> {
+        if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        let file = SocketFile(path.clone());
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Some((listener, file)))
+    };
+    bind().map_err(|error| {
+        let message = format!("cannot listen on `{}`: {error}", path.display());
+        let help = "its folder must exist and be writable, and no other process may listen there";
+        vec![Diagnostic::error(CANNOT_LISTEN, message).note("this is [admin] socket").help(help)]
     })
 }
 

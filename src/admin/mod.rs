@@ -7,7 +7,7 @@ mod guard;
 
 use std::{
     convert::Infallible,
-    fmt,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -29,7 +29,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
     sync::Semaphore,
     task::JoinSet,
     time,
@@ -67,8 +68,49 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
     serve_with(listener, state, HEADER_TIMEOUT).await;
 }
 
+/// As [`serve`], on a unix socket: the file mode says who may connect, and no web page can.
+pub async fn serve_unix(listener: UnixListener, state: Arc<State>) {
+    serve_door(Door::Unix(listener), state, HEADER_TIMEOUT).await;
+}
+
 async fn serve_with(listener: TcpListener, state: Arc<State>, header_timeout: Duration) {
     let Ok(bound) = listener.local_addr() else { return };
+    serve_door(Door::Tcp(listener, bound), state, header_timeout).await;
+}
+
+/// Where clients come in.
+enum Door {
+    Tcp(TcpListener, SocketAddr),
+    Unix(UnixListener),
+}
+
+/// A client, wherever it came in.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+impl Door {
+    /// `None`: a client that may not connect.
+    async fn accept(&self, state: &State) -> io::Result<Option<Box<dyn Stream>>> {
+        match self {
+            Self::Tcp(listener, _) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(allowed(state, peer).then(|| Box::new(stream) as _))
+            }
+            Self::Unix(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
+        }
+    }
+
+    /// The address whose name a request must use; a unix socket has none.
+    fn bound(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(_, bound) => Some(*bound),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+async fn serve_door(door: Door, state: Arc<State>, header_timeout: Duration) {
     let router = router(&state);
     let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -76,15 +118,15 @@ async fn serve_with(listener: TcpListener, state: Arc<State>, header_timeout: Du
         while connections.try_join_next().is_some() {}
         // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
         let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, peer)) if allowed(&state, peer) => stream,
-            Ok(_) => continue,
+        let stream = match door.accept(&state).await {
+            Ok(Some(stream)) => stream,
+            Ok(None) => continue,
             Err(_) => {
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let connection = connection(stream, bound, router.clone(), Arc::clone(&state), header_timeout);
+        let connection = connection(stream, door.bound(), router.clone(), Arc::clone(&state), header_timeout);
         connections.spawn(async move {
             // Both errors mean that it is over: too slow, or nothing we could answer.
             let _ = time::timeout(TOTAL_TIMEOUT, connection).await;
@@ -99,15 +141,15 @@ fn allowed(state: &State, peer: SocketAddr) -> bool {
 }
 
 async fn connection(
-    stream: TcpStream,
-    bound: SocketAddr,
+    stream: Box<dyn Stream>,
+    bound: Option<SocketAddr>,
     router: Router,
     state: Arc<State>,
     header_timeout: Duration,
 ) -> hyper::Result<()> {
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let refusal = guard::refusal(&request, bound, &state.hosts);
+        let refusal = bound.and_then(|bound| guard::refusal(&request, bound, &state.hosts));
         let answer = refusal.is_none().then(|| hyper::service::Service::call(&router, request));
         async move {
             match (refusal, answer) {

@@ -114,6 +114,7 @@ fn global(file: &file::Global) -> Global {
 fn admin(file: &file::Admin) -> Admin {
     Admin {
         bind: value(&file.bind, DEFAULT_ADMIN_BIND),
+        socket: file.socket.as_ref().map(|socket| socket.value.clone()),
         allow: if file.allow.is_some() { list(&file.allow) } else { loopback() },
     }
 }

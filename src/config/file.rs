@@ -39,6 +39,7 @@ pub struct Global {
 #[derive(Debug, Default)]
 pub struct Admin {
     pub bind: Written<SocketAddr>,
+    pub socket: Written<PathBuf>,
     pub allow: WrittenList<Cidr>,
 }
 
@@ -133,7 +134,7 @@ impl From<Located<SocketAddr>> for Backend {
 pub const ROOT: Schema =
     Schema { name: "the file", keys: &["global", "admin", "log", "timeouts", "firewall", "listener", "pool"] };
 pub const GLOBAL: Schema = Schema { name: "[global]", keys: &["workers", "max_connections", "zero_copy", "hash_key"] };
-pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "allow"] };
+pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "socket", "allow"] };
 pub const LOG: Schema = Schema { name: "[log]", keys: &["access", "format", "level"] };
 pub const TIMEOUTS: Schema =
     Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age"] };

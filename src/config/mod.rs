@@ -86,6 +86,8 @@ pub enum ZeroCopy {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     pub bind: SocketAddr,
+    /// A unix socket with the same answers, for its owner alone.
+    pub socket: Option<PathBuf>,
     /// Who may connect to `bind`.
     pub allow: Vec<Cidr>,
 }

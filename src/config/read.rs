@@ -24,7 +24,7 @@ pub fn read(root: &DeTable, text: &str, base: &Path, report: &mut Report) -> Fil
     let table = |key: &str, schema: &Schema, report: &mut Report| root.table(key, format!("[{key}]"), schema, report);
     File {
         global: table("global", &GLOBAL, report).map(|t| global(&t, report)).unwrap_or_default(),
-        admin: table("admin", &ADMIN, report).map(|t| admin(&t, report)).unwrap_or_default(),
+        admin: table("admin", &ADMIN, report).map(|t| admin(&t, base, report)).unwrap_or_default(),
         log: table("log", &LOG, report).map(|t| log(&t, base, report)).unwrap_or_default(),
         timeouts: timeouts(&root, "[timeouts]", &TIMEOUTS, report),
         firewall: table("firewall", &FIREWALL, report).map(|t| firewall(&t, base, report)).unwrap_or_default(),
@@ -69,9 +69,10 @@ fn global(table: &Table, report: &mut Report) -> Global {
     }
 }
 
-fn admin(table: &Table, report: &mut Report) -> Admin {
+fn admin(table: &Table, base: &Path, report: &mut Report) -> Admin {
     Admin {
         bind: table.read("bind", report, network::bind_address),
+        socket: table.read("socket", report, value::path(base)),
         allow: table.read_list("allow", report, network::network),
     }
 }
