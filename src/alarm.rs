@@ -16,13 +16,15 @@ use tokio::sync::Notify;
 use crate::sys::clock::{self, Moment};
 
 /// How late a deadline may be noticed. Looking through ten thousand deadlines takes some ten microseconds.
-const TICK: Duration = Duration::from_millis(50);
+pub const TICK: Duration = Duration::from_millis(50);
 
 /// The deadlines of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Alarms {
     table: RefCell<Table>,
     set: Notify,
+    /// When the clock was last read.
+    now: Cell<Moment>,
 }
 
 /// One connection's deadline; it may be moved, and is forgotten when dropped.
@@ -46,6 +48,12 @@ struct Entry {
     waker: Option<Waker>,
 }
 
+impl Default for Alarms {
+    fn default() -> Self {
+        Self { table: RefCell::default(), set: Notify::new(), now: Cell::new(clock::coarse()) }
+    }
+}
+
 impl Alarms {
     /// Ticks for as long as it is polled.
     pub async fn tick(&self) {
@@ -60,6 +68,7 @@ impl Alarms {
 
     /// An alarm that is not set yet.
     pub fn alarm(self: &Rc<Self>) -> Alarm {
+        self.now.set(clock::coarse());
         let mut table = self.table.borrow_mut();
         table.used += 1;
         if table.used == 1 {
@@ -74,6 +83,7 @@ impl Alarms {
 
     fn wake_due(&self) {
         let now = clock::coarse();
+        self.now.set(now);
         for entry in &mut self.table.borrow_mut().entries {
             if entry.due.is_some_and(|due| due <= now) {
                 entry.due = None;
@@ -89,18 +99,27 @@ impl Alarms {
 impl Alarm {
     /// Ready from `due` on, at most a tick late. One task owns an alarm for life.
     pub fn poll_at(&self, cx: &Context<'_>, due: Moment) -> Poll<()> {
-        if self.due.get() != Some(due) {
-            let mut table = self.owner.table.borrow_mut();
-            if let Some(entry) = table.entries.get_mut(self.place) {
-                entry.due = Some(due);
-                entry.waker.get_or_insert_with(|| cx.waker().clone());
-            }
+        let mut table = self.owner.table.borrow_mut();
+        let Some(entry) = table.entries.get_mut(self.place) else { return Poll::Ready(()) };
+        let over = if self.due.get() == Some(due) {
+            // The tick has read the clock for everyone.
+            entry.due.is_none()
+        } else {
+            entry.due = Some(due);
+            entry.waker.get_or_insert_with(|| cx.waker().clone());
             self.due.set(Some(due));
+            clock::coarse() >= due
+        };
+        if over {
+            self.due.set(None);
+            return Poll::Ready(());
         }
-        if clock::coarse() < due {
-            return Poll::Pending;
-        }
-        Poll::Ready(())
+        Poll::Pending
+    }
+
+    /// The time, at most a tick ago, without asking for it.
+    pub fn now(&self) -> Moment {
+        self.owner.now.get()
     }
 
     /// `future`, or `None` if it takes longer than `limit`.

@@ -21,18 +21,20 @@ use tokio::{
     task::JoinHandle as Task,
 };
 
+use tracing::{info, warn};
+
 use crate::{
     access_log::{self, AccessLog},
     admin,
     config::{
-        self, Auto, Config, Diagnostic,
+        self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
     },
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
     site::Site,
-    sys::host,
+    sys::{host, probe},
     worker::{self, Assignment},
 };
 
@@ -80,9 +82,28 @@ pub struct Limits {
     pub pipes: usize,
 }
 
+/// Tries the fast paths and tells in one line what is used. A path that does not work is not used.
+fn tried_paths(wanted: ZeroCopy, options: Options) -> ZeroCopy {
+    let tls = if options.rustls_records { "rustls records" } else { "own records" };
+    if wanted == ZeroCopy::Off {
+        info!(plain = "copy (splice is switched off)", tls, "paths");
+        return wanted;
+    }
+    match probe::try_splice() {
+        Ok(pipe_bytes) => {
+            info!(plain = "copy and splice (tried)", pipe_bytes, tls, "paths");
+            wanted
+        }
+        Err(error) => {
+            warn!(plain = "copy", %error, tls, "paths: splice does not work here");
+            ZeroCopy::Off
+        }
+    }
+}
+
 /// What every worker gets alike.
 struct Template {
-    zero_copy: config::ZeroCopy,
+    zero_copy: ZeroCopy,
     rustls_records: bool,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
@@ -105,7 +126,7 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let (log, guard) = start_log(&config.log, &registry)?;
     let (stop, stopped) = watch::channel(false);
     let template = Template {
-        zero_copy: config.global.zero_copy,
+        zero_copy: tried_paths(config.global.zero_copy, options),
         rustls_records: options.rustls_records,
         registry: Arc::clone(&registry),
         log,
@@ -172,7 +193,7 @@ impl Limits {
         };
         let binds: usize = config.listeners.iter().map(|listener| listener.binds.len()).sum();
         let pipes = match config.global.zero_copy {
-            config::ZeroCopy::Off => 0,
+            ZeroCopy::Off => 0,
             _ => host::pipe_budget().min(descriptors / 16).max(workers),
         };
         // Each worker has a duplicate of each listening socket, and its runtime a handful of its own.

@@ -339,3 +339,24 @@ fn a_connection_that_lasts_is_a_gauge_until_it_ends() {
     drop(held);
     gate.wait_outcome("client_closed", 1);
 }
+
+#[test]
+fn o1_the_unix_socket_answers_its_owner_and_is_gone_at_the_end() {
+    use std::{
+        io::{Read, Write},
+        os::unix::{fs::PermissionsExt, net::UnixStream},
+    };
+    let backend = Backend::echo();
+    let mut gate = Gate::plan(&(tcp("") + &pool("", &[backend.address]))).admin("socket = \"admin.sock\"").start();
+    let path = gate.directory.path().join("admin.sock");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    for (target, expected) in [("/readyz", "ready"), ("/metrics", "sluicegate_build_info")] {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(expected), "{answer}");
+    }
+    gate.stop_now();
+    assert!(!path.exists());
+}

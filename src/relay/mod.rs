@@ -112,7 +112,7 @@ struct Pair {
 
 impl Pair {
     async fn until_end(&mut self, resources: &Resources, meter: &Meter, control: &Control<'_>) -> End {
-        let mut timer = Timer::start(control.timeouts);
+        let mut timer = Timer::start(control.timeouts, control.alarm.now());
         poll_fn(|cx| {
             if control.drain.poll_on(cx) {
                 return Poll::Ready(End::Drained);

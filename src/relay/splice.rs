@@ -1,7 +1,7 @@
 //! The zero-copy path: splice(2) from the source into a borrowed pipe and out of it into the sink.
 //!
 //! On entry the pipe is empty, so "would block" can only mean the source (rule 2); it is emptied before it is filled
-//! again. The last word of a burst belongs to `recv`, which alone can tell "nothing now" from "the end" (rules 3, 9).
+//! again. The last word belongs to `recv`, which alone can tell the end, or an urgent mark, from "nothing now" (rules 3, 9).
 
 use std::task::{Context, Poll};
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::End;
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, TICK};
 use crate::sys::clock::{self, Moment};
 
 /// Limits on silence and age.
@@ -45,8 +45,7 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    pub(super) fn start(timeouts: Timeouts) -> Self {
-        let now = clock::coarse();
+    pub(super) fn start(timeouts: Timeouts, now: Moment) -> Self {
         Self { timeouts, half_closed: false, last: now, born: now, held: None, set: None }
     }
 
@@ -60,12 +59,12 @@ impl Timer {
         unconfirmed: impl Fn() -> usize,
     ) -> Poll<End> {
         if state.moved {
-            self.touch();
+            self.touch(alarm.now());
         }
         if state.half_closed != self.half_closed {
             // The silence that counts is shorter now, so the alarm is set too late.
             self.half_closed = state.half_closed;
-            self.touch();
+            self.touch(alarm.now());
             self.set = None;
         }
         loop {
@@ -82,8 +81,8 @@ impl Timer {
         }
     }
 
-    fn touch(&mut self) {
-        self.last = clock::coarse();
+    fn touch(&mut self, now: Moment) {
+        self.last = now;
         self.held = None;
     }
 
@@ -119,7 +118,10 @@ impl Timer {
     /// The silence that is allowed now, and what it is called.
     fn silence(&self) -> (Duration, End) {
         let Timeouts { idle, half_closed, .. } = self.timeouts;
-        if self.half_closed { (half_closed.min(idle), End::HalfClosedTimeout) } else { (idle, End::IdleTimeout) }
+        let (limit, end) =
+            if self.half_closed { (half_closed.min(idle), End::HalfClosedTimeout) } else { (idle, End::IdleTimeout) };
+        // Activity is stamped with the time of the last tick, so it may be younger than it looks.
+        (limit.saturating_add(TICK), end)
     }
 }
 
@@ -150,7 +152,8 @@ mod tests {
     #[test]
     fn a_slow_reader_is_not_silent_and_a_stalled_one_is() {
         let limit = Duration::from_secs(8);
-        let timeouts = Timeouts { idle: limit, half_closed: limit, max_age: None };
+        let idle = limit.checked_sub(TICK).unwrap();
+        let timeouts = Timeouts { idle, half_closed: idle, max_age: None };
         let start = clock::coarse();
         let mut timer = Timer { timeouts, half_closed: false, last: start, born: start, held: None, set: None };
         let at = |seconds| start.after(Duration::from_secs(seconds));

@@ -5,4 +5,5 @@ pub mod file;
 pub mod host;
 pub mod listen;
 pub mod pipe;
+pub mod probe;
 pub mod socket;

@@ -20,7 +20,13 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt},
     pipe::{SpliceFlags, splice},
 };
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
+use tokio::{
+    io::{
+        AsyncRead, AsyncWrite, Interest, ReadBuf,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
+    task::coop,
+};
 
 use super::pipe::Pipe;
 
@@ -34,6 +40,9 @@ pub struct Socket {
     nagle: Cell<Nagle>,
     /// A write learnt of a reset. The kernel tells an error once, so the reads that follow would see a clean end.
     reset: Cell<bool>,
+    /// The one task of this socket waits for input, and its waker stands: until readiness shows, asking the runtime
+    /// again would tell nothing new and cost a lock.
+    waits: Cell<bool>,
 }
 
 /// Whether Nagle's algorithm may still be on. It never holds the first write, so a connection with one exchange
@@ -83,7 +92,7 @@ impl Socket {
         // SAFETY: the descriptor is owned by the `AsyncFd` from here on; nothing closes or replaces it before the
         // `AsyncFd` has deregistered it in its own drop.
         let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }?;
-        Ok(Self { fd, nagle: Cell::new(nagle), reset: Cell::new(false) })
+        Ok(Self { fd, nagle: Cell::new(nagle), reset: Cell::new(false), waits: Cell::new(false) })
     }
 
     /// Ready when the connection stands or has failed.
@@ -135,13 +144,16 @@ impl Socket {
 
     /// Moves bytes from the socket into `pipe`, which must be empty: then "would block" can only mean the socket.
     ///
-    /// Does not give up readiness: an unsure answer is for `poll_recv` to settle (traps, rules 2, 3 and 9).
+    /// An unsure answer (the end, or urgent data) is for `poll_recv` to settle: rules 2, 3 and 9.
     pub fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Fill>> {
         debug_assert_eq!(pipe.held(), 0, "a pipe is filled only when it is empty");
         loop {
-            let _guard = ready!(self.fd.poll_read_ready(cx))?;
+            let mut guard = ready!(self.poll_readable(cx))?;
             let Some((_, write)) = pipe.ends() else { return Poll::Ready(Ok(Fill::Unsupported)) };
             match splice(&self.fd, None, write, None, SPLICE_LENGTH, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
+                // Without urgent data it can only mean that the socket is empty: an urgent byte that has come since the
+                // last wake-up brings a wake-up of its own.
+                Err(Errno::AGAIN) if !self.urgent() => guard.clear_ready(),
                 Ok(0) | Err(Errno::AGAIN) => return Poll::Ready(Ok(Fill::Unsure)),
                 Ok(bytes) => {
                     pipe.filled(bytes);
@@ -231,6 +243,17 @@ impl Socket {
         }
     }
 
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, OwnedFd>>> {
+        if self.waits.get() && self.fd.try_io(Interest::READABLE, |_| Ok(())).is_err() {
+            return Poll::Pending;
+        }
+        // Out of budget, the runtime says "pending" without keeping the waker.
+        let keeps = coop::has_budget_remaining();
+        let polled = self.fd.poll_read_ready(cx);
+        self.waits.set(keeps && polled.is_pending());
+        polled
+    }
+
     fn poll_read_with(
         &self,
         cx: &mut Context<'_>,
@@ -238,7 +261,7 @@ impl Socket {
         mut read: impl FnMut(&Self) -> Result<usize, Errno>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let mut guard = ready!(self.poll_readable(cx))?;
             match read(self) {
                 Ok(0) if self.reset.get() && length > 0 => return Poll::Ready(Err(Errno::CONNRESET.into())),
                 Ok(received) => {
