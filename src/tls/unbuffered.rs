@@ -33,8 +33,6 @@ pub struct Session {
     pub opener: Opener,
     /// Derives the next keys when one side asks for an update.
     pub keys: KernelConnection<ServerConnectionData>,
-    /// Tickets that wait for the first data, to go with it.
-    pub tickets: Vec<u8>,
     /// What came behind the handshake.
     pub incoming: Vec<u8>,
 }
@@ -100,12 +98,10 @@ impl Driver {
                 Err(None) => return Err(HandshakeFailure::ClientClosed),
             }
         }
-        // The client of TLS 1.2 waits for our Finished. In TLS 1.3 only tickets are left, and they can wait for the
-        // first data.
-        if acceptor::version(&self.tls) == TlsVersion::V1_2 {
-            self.flush().await?;
-        }
-        Ok(())
+        // The client of TLS 1.2 waits for our Finished. In TLS 1.3 only tickets are left, and they could wait for the first
+        // data; but they carry the acknowledgement of the client's Finished, without which a client with Nagle's
+        // algorithm holds its first request back for 40 ms.
+        self.flush().await
     }
 
     /// Lets rustls go on. `Err(None)`: the client has said goodbye.
@@ -208,7 +204,7 @@ impl Driver {
         let (secrets, keys) = self.tls.dangerous_into_kernel_connection().ok()?;
         let sealer = Sealer::new(version, &secrets.tx.1, secrets.tx.0)?;
         let opener = Opener::new(version, &secrets.rx.1, secrets.rx.0)?;
-        let session = Session { version, sealer, opener, keys, tickets: self.outgoing, incoming: self.incoming };
+        let session = Session { version, sealer, opener, keys, incoming: self.incoming };
         Some((self.socket, session))
     }
 }

@@ -5,6 +5,7 @@ use std::{
     net::Shutdown,
     net::TcpStream,
     sync::{Arc, mpsc},
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -102,5 +103,24 @@ fn t11_a_client_that_vanishes_in_the_handshake_is_no_error_of_ours() {
     }
     gate.wait_metrics("all of them", |m| m.count("sluicegate_connections_closed_total", &[]) == 40);
     assert_eq!(backend.accepted(), 0);
+    gate.finish();
+}
+
+#[test]
+fn a_client_with_nagles_algorithm_does_not_wait_for_a_delayed_acknowledgement() {
+    let backend = Backend::echo();
+    let gate = Gate::start(&(https("") + &pool("", &[backend.address])));
+    let mut took: Vec<Duration> = (0..9)
+        .map(|_| {
+            let mut client = client::connect_tls(gate.address("https"));
+            client.sock.set_nodelay(false).unwrap();
+            let begin = Instant::now();
+            client::exchange(&mut client, b"hello");
+            begin.elapsed()
+        })
+        .collect();
+    took.sort();
+    // The kernel delays an acknowledgement by 40 ms.
+    assert!(took[4] < Duration::from_millis(30), "{took:?}");
     gate.finish();
 }

@@ -37,8 +37,6 @@ pub struct TlsClient {
     sealer: Sealer,
     opener: Opener,
     keys: KernelConnection<ServerConnectionData>,
-    /// Tickets that go with the first data.
-    tickets: Vec<u8>,
     /// Records that the socket would not take, and how much of them it has taken since.
     outgoing: Vec<u8>,
     sent: usize,
@@ -58,14 +56,13 @@ pub struct TlsClient {
 impl TlsClient {
     /// Takes over a connection whose handshake is complete.
     pub fn new(socket: Socket, session: Session) -> Self {
-        let Session { version, sealer, opener, keys, tickets, incoming } = session;
+        let Session { version, sealer, opener, keys, incoming } = session;
         Self {
             socket,
             version,
             sealer,
             opener,
             keys,
-            tickets,
             outgoing: Vec::new(),
             sent: 0,
             in_flight: 0,
@@ -133,8 +130,6 @@ impl TlsClient {
         let mut record = vec![0; before + message.len() + behind];
         record.get_mut(before..before + message.len()).ok_or(RecordError::TooLong)?.copy_from_slice(message);
         self.sealer.seal(content, &mut record)?;
-        // Records go in the order of their numbers: the tickets were sealed before.
-        self.outgoing.append(&mut self.tickets);
         self.outgoing.append(&mut record);
         Ok(())
     }

@@ -120,8 +120,8 @@ impl TlsClient {
             }
         }
         let records = buffer.get(..end).ok_or(())?;
-        let first = mem::take(&mut self.tickets);
-        let first = if self.outgoing.is_empty() { first } else { [mem::take(&mut self.outgoing), first].concat() };
+        // A key update that was queued just now goes before.
+        let first = mem::take(&mut self.outgoing);
         let result = if first.is_empty() {
             self.socket.poll_send(cx, records)
         } else {
