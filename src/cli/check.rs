@@ -1,8 +1,8 @@
 //! `check`: the verdict that `run` would give, without running.
 
-use std::{collections::BTreeSet, io::Write, process::ExitCode};
+use std::{collections::BTreeSet, io::Write};
 
-use super::{ConfigArgument, Failure, WRONG_INPUT, load_file, print_diagnostics, provider};
+use super::{ConfigArgument, Failure, load_file, provider};
 use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
@@ -22,19 +22,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn check(arguments: &Arguments) -> ExitCode {
-    let result = if arguments.json { check_json(arguments) } else { check_text(arguments) };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Refused(refused)) => {
-            print_diagnostics(&refused);
-            ExitCode::from(WRONG_INPUT)
-        }
-        Err(Failure::Other(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(WRONG_INPUT)
-        }
-    }
+pub(super) fn check(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.json { check_json(arguments) } else { check_text(arguments) }
 }
 
 fn check_text(arguments: &Arguments) -> Result<(), Failure> {

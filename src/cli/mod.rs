@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Demo(arguments) => demo::demo(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
-        Verb::Check(arguments) => return check::check(&arguments),
+        Verb::Check(arguments) => check::check(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
     };
     match result {
