@@ -15,16 +15,16 @@ use std::{
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
     alarm::Alarm,
-    backend::Lease,
+    backend::Backend,
     config::DenyAction,
     dial::{self, DialError},
     drain::Watcher,
     firewall::Action,
     frontend::{Frontend, Place},
     local::Local,
-    metrics::{HandshakeFailure, RelayPath, Resumption},
+    metrics::{ConnectFailure, HandshakeFailure, Label, RelayPath, Resumption},
     outcome::Outcome,
-    pool::Search,
+    pool::{Lease, Pick, Pool},
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::socket::{Socket, turn_away},
     tls::{
@@ -162,9 +162,9 @@ impl Connection {
     async fn dial(&self, alarm: &Alarm) -> Result<(Lease, Socket), Outcome> {
         let pool = &*self.frontend.pool;
         let index = self.local.index;
-        let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
+        let mut search = pool.search(self.client.ip(), self.local.random());
         let mut failed = false;
-        while let Some(lease) = search.pick() {
+        while let Pick::Lease(lease) = pool.pick(&mut search, alarm.now()) {
             if failed {
                 pool.cells.at(index).retries.add(1);
             }
@@ -173,6 +173,7 @@ impl Connection {
             match dial::connect(lease.backend().address, pool.connect_timeout, alarm).await {
                 Ok((socket, took)) => {
                     cells.connections.add(1);
+                    pool.connect_succeeded(lease.backend());
                     pool.cells.at(index).connect_duration.observe(took);
                     self.notes.borrow_mut().connect = Some(took);
                     return Ok((lease, socket));
@@ -180,7 +181,11 @@ impl Connection {
                 Err(DialError::Exhausted) => return Err(Outcome::OutOfResources),
                 Err(DialError::Failed(reason)) => {
                     cells.connect_failures.at(reason).add(1);
-                    search.failed(&lease);
+                    // No port left for it is a fault of this host (traps A6).
+                    if reason != ConnectFailure::NoPorts && pool.connect_failed(lease.backend(), alarm.now()) {
+                        tell_ejection(pool, lease.backend(), reason);
+                    }
+                    search.failed(lease.backend());
                     failed = true;
                 }
             }
@@ -239,6 +244,11 @@ impl Connection {
         notes.attempts += 1;
         notes.backend = Some(Arc::clone(&lease.backend().name));
     }
+}
+
+fn tell_ejection(pool: &Pool, backend: &Backend, reason: ConnectFailure) {
+    let (pool, backend, last) = (&*pool.name, &*backend.name, reason.as_str());
+    tracing::warn!(pool, backend, last, "ejected for a while: too many failed connects in a row");
 }
 
 /// Writes the end of a connection down, also when it is cut off or ends by a panic.
