@@ -3,7 +3,7 @@
 use std::{future::poll_fn, io, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
-    connection,
+    connection::{Connection, admit},
     frontend::Frontend,
     local::Local,
     metrics::AcceptError,
@@ -38,8 +38,8 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
 }
 
 fn begin(fd: OwnedFd, client: std::net::SocketAddr, frontend: &Arc<Frontend>, local: &Rc<Local>) {
-    if let Some((connection, fd)) = connection::admit(fd, client, frontend, local) {
-        tokio::task::spawn_local(connection.run(fd));
+    if let Some(admitted) = admit(fd, client, frontend, local.index) {
+        Connection::begin(admitted, local);
     }
 }
 

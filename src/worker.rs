@@ -10,11 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime, sync::watch, time::Instant};
+use tokio::{runtime, time::Instant};
 
 use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
+    connection::Connection,
+    crew::{Command, Inbox},
     frontend::Frontend,
     listener,
     local::Local,
@@ -44,22 +46,18 @@ pub struct Assignment {
 /// How long connections may take to say goodbye when the process stops.
 const GOODBYE: Duration = relay::PATIENCE.saturating_add(Duration::from_millis(500));
 
-/// Starts the thread. It says through `ready` when it accepts, or why it does not.
-pub fn start(
-    assignment: Assignment,
-    stop: watch::Receiver<bool>,
-    ready: mpsc::Sender<io::Result<()>>,
-) -> io::Result<JoinHandle<()>> {
+/// Starts the thread, which does what it finds in `inbox`. It says through `ready` when it accepts, or why it does not.
+pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{}", assignment.index)).spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build_local(runtime::LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(work(assignment, stop, ready)),
+            Ok(runtime) => runtime.block_on(work(assignment, inbox, ready)),
             Err(error) => drop(ready.send(Err(error))),
         }
     })
 }
 
-async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mpsc::Sender<io::Result<()>>) {
+async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) {
     let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
@@ -76,8 +74,7 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
     }
     let _ = ready.send(Ok(()));
     drop(ready);
-    // An error means that the supervisor is gone: stop as well.
-    let _ = stop.wait_for(|stop| *stop).await;
+    obey(&mut inbox, &local).await;
     local.drain.trigger();
     let deadline = Instant::now() + GOODBYE;
     // Each task holds it: when we are alone, everyone has ended.
@@ -85,4 +82,18 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     ticking.abort();
+}
+
+/// Does what it is told until it is told to stop. What was sent before the others knew is still done: a client that
+/// comes so ends as the rest of ours do.
+async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
+    while let Some(command) = inbox.next().await {
+        match command {
+            Command::Stop => {
+                local.drain.trigger();
+                inbox.close();
+            }
+            Command::Adopt(admitted) => Connection::begin(admitted, local),
+        }
+    }
 }
