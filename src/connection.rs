@@ -5,6 +5,8 @@
 //! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
 //! other, each in its own cells, and only sums are shown.
 
+mod search;
+
 use std::{
     cell::RefCell,
     net::SocketAddr,
@@ -17,16 +19,13 @@ use std::{
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
     alarm::Alarm,
-    backend::Backend,
     config::DenyAction,
-    dial::{self, DialError},
-    drain::Watcher,
+    drain::{Reason, Watcher},
     firewall::Action,
     frontend::{Frontend, Place},
     local::Local,
-    metrics::{ConnectFailure, HandshakeFailure, Label, RelayPath, Resumption},
+    metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
-    pool::{Lease, Pick, Pool},
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::socket::{Socket, turn_away},
     tls::{
@@ -66,6 +65,8 @@ struct Notes {
     sni: Option<Box<str>>,
     backend: Option<Arc<str>>,
     attempts: u32,
+    /// Waiting for a backend with room.
+    queue: Duration,
     connect: Option<Duration>,
     /// Closed before anything was said: counted, not logged (traps O8).
     silent: bool,
@@ -125,12 +126,10 @@ impl Connection {
         let client = match &frontend.tls {
             None => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => {
-                drain.unless_on(Box::pin(self.shake_hands(socket, &alarm))).await.unwrap_or(Err(Outcome::Drained))?
-            }
+            Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
         };
-        let dialled = drain.unless_on(Box::pin(self.dial(&alarm))).await.unwrap_or(Err(Outcome::Drained));
-        let (_lease, backend) = match dialled {
+        let dialled = drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await;
+        let (_lease, backend) = match dialled.unwrap_or_else(|reason| Err(reason.into())) {
             Ok(dialled) => dialled,
             Err(outcome) => {
                 client.reset_on_close();
@@ -172,46 +171,13 @@ impl Connection {
         }
     }
 
-    /// Connects a backend. As no client byte was forwarded yet, a failure moves on to another one (traps B1).
-    async fn dial(&self, alarm: &Alarm) -> Result<(Lease, Socket), Outcome> {
-        let pool = &*self.frontend.pool;
-        let index = self.local.index;
-        let mut search = pool.search(self.client.ip(), self.local.random());
-        let mut failed = false;
-        while let Pick::Lease(lease) = pool.pick(&mut search, alarm.now()) {
-            if failed {
-                pool.cells.at(index).retries.add(1);
-            }
-            self.note_attempt(&lease);
-            let cells = lease.backend().cells.at(index);
-            match dial::connect(lease.backend().address, pool.connect_timeout, alarm).await {
-                Ok((socket, took)) => {
-                    cells.connections.add(1);
-                    pool.connect_succeeded(lease.backend());
-                    pool.cells.at(index).connect_duration.observe(took);
-                    self.notes.borrow_mut().connect = Some(took);
-                    return Ok((lease, socket));
-                }
-                Err(DialError::Exhausted) => return Err(Outcome::OutOfResources),
-                Err(DialError::Failed(reason)) => {
-                    cells.connect_failures.at(reason).add(1);
-                    // No port left for it is a fault of this host (traps A6).
-                    if reason != ConnectFailure::NoPorts && pool.connect_failed(lease.backend(), alarm.now()) {
-                        tell_ejection(pool, lease.backend(), reason);
-                    }
-                    search.failed(lease.backend());
-                    failed = true;
-                }
-            }
-        }
-        Err(if failed { Outcome::ConnectFailed } else { Outcome::NoBackend })
-    }
-
     /// Whether nothing was said: a port probe, counted and not logged (traps O8).
     fn is_a_probe(&self, outcome: Outcome) -> bool {
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
-        closed && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
+        closed
+            && notes.queue.is_zero()
+            && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
     }
 
     fn record(&self, outcome: Outcome, total: Duration) -> Record {
@@ -238,7 +204,7 @@ impl Connection {
             path: notes.connect.map(|_| path),
             seconds: Seconds {
                 handshake: tls.as_ref().map(|tls| tls.took),
-                queue: Duration::ZERO,
+                queue: notes.queue,
                 connect: notes.connect,
                 first_byte: self.meter.first_byte().map(|at| at - self.accepted),
                 total,
@@ -252,17 +218,6 @@ impl Connection {
             outcome,
         }
     }
-
-    fn note_attempt(&self, lease: &Lease) {
-        let mut notes = self.notes.borrow_mut();
-        notes.attempts += 1;
-        notes.backend = Some(Arc::clone(&lease.backend().name));
-    }
-}
-
-fn tell_ejection(pool: &Pool, backend: &Backend, reason: ConnectFailure) {
-    let (pool, backend, last) = (&*pool.name, &*backend.name, reason.as_str());
-    tracing::warn!(pool, backend, last, "ejected for a while: too many failed connects in a row");
 }
 
 /// Writes the end of a connection down, also when it is cut off or ends by a panic.
@@ -304,6 +259,16 @@ impl From<End> for Outcome {
             End::HalfClosedTimeout => Self::HalfClosedTimeout,
             End::MaxAge => Self::MaxAge,
             End::Drained => Self::Drained,
+            End::BackendDown => Self::BackendDown,
+        }
+    }
+}
+
+impl From<Reason> for Outcome {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Drained => Self::Drained,
+            Reason::BackendDown => Self::BackendDown,
         }
     }
 }

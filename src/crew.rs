@@ -3,13 +3,15 @@
 
 use tokio::sync::mpsc;
 
-use crate::connection::Admitted;
+use crate::{backend, connection::Admitted};
 
 /// Something that a worker has to do on its own thread.
 #[derive(Debug)]
 pub enum Command {
     /// Accepts no more, ends its connections, then itself.
     Stop,
+    /// Ends its connections to this backend.
+    EndBackend(backend::Id),
     /// Serves a client that another worker accepted and admitted.
     Adopt(Admitted),
 }

@@ -34,7 +34,7 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
             tokio::task::yield_now().await;
         }
     };
-    let _: Option<()> = watcher.unless_on(accepting).await;
+    let _: Result<(), _> = watcher.unless_ended(accepting).await;
 }
 
 fn begin(fd: OwnedFd, client: std::net::SocketAddr, frontend: &Arc<Frontend>, local: &Rc<Local>) {

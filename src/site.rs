@@ -94,7 +94,8 @@ impl Site {
 
 /// Each backend counts once, under the strongest reason why it takes nothing.
 fn pool_gauges(pool: &Pool, now: Moment) -> PoolGauges {
-    let mut gauges = PoolGauges { name: pool.name.to_string(), ..PoolGauges::default() };
+    let (name, queued) = (pool.name.to_string(), pool.waiting() as u64);
+    let mut gauges = PoolGauges { name, queued, ..PoolGauges::default() };
     for backend in pool.backends() {
         let state = match backend.health() {
             _ if backend.is_draining() => &mut gauges.draining,

@@ -93,6 +93,7 @@ async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
                 local.drain.trigger();
                 inbox.close();
             }
+            Command::EndBackend(backend) => local.drain.end_backend(backend),
             Command::Adopt(admitted) => Connection::begin(admitted, local),
         }
     }

@@ -4,6 +4,7 @@
 //! among those that real traffic has found wanting, and at last, when no check finds anything up, among all.
 
 mod lease;
+mod queue;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::{
 };
 
 pub use lease::Lease;
+pub use queue::Turn;
 pub use search::{Pick, Search};
 
 use crate::{
@@ -28,6 +30,7 @@ use crate::{
     metrics::{PerWorker, PoolCells, Registry},
     moment::Moment,
 };
+use queue::Queue;
 use tier::Tier;
 
 /// A pool, shared by every worker.
@@ -39,9 +42,19 @@ pub struct Pool {
     /// One connect attempt.
     pub connect_timeout: Duration,
     pub cells: Arc<PerWorker<PoolCells>>,
+    /// All connect attempts of one client: one `connect_timeout` for each of the first role, and one more for a backup.
+    pub patience: Duration,
+    /// Whether connections to a backend end when it goes down.
+    pub closes_on_down: bool,
+    /// How long a client may wait for a backend with room.
+    pub queue_timeout: Duration,
     active: Tier,
     backup: Tier,
     rules: Rules,
+    /// Who waits for room. Shared with the pools of the same name before and after this one.
+    queue: Arc<Queue>,
+    /// Some backend has a limit, so somebody may have to wait.
+    has_limits: bool,
     /// One order for the whole process (traps B13).
     ticket: AtomicU64,
     /// Held while it is decided whether one more may be ejected.
@@ -59,6 +72,8 @@ struct Rules {
     fail_open: bool,
     /// Percent of the active backends that have to be up for checks to be believed.
     panic_threshold: u8,
+    /// Most clients that wait.
+    max_queued: usize,
 }
 
 /// When real traffic puts a backend aside.
@@ -73,7 +88,8 @@ struct Outlier {
 impl Default for Rules {
     fn default() -> Self {
         let outlier = Outlier { connect_failures: 5, eject: Duration::from_secs(30), max_ejected: 50 };
-        Self { outlier: Some(outlier), slow_start: Duration::from_secs(10), fail_open: true, panic_threshold: 0 }
+        let slow_start = Duration::from_secs(10);
+        Self { outlier: Some(outlier), slow_start, fail_open: true, panic_threshold: 0, max_queued: 1024 }
     }
 }
 
@@ -106,14 +122,20 @@ impl Pool {
             });
             Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
         };
+        let backups = u32::from(config.backends.iter().any(|backend| backend.role == config::Role::Backup));
         Self {
             name: config.name.as_str().into(),
             retries: config.retries,
             connect_timeout: config.connect_timeout,
             cells: registry.pool(&config.name),
+            patience: config.connect_timeout.saturating_mul(config.retries.saturating_add(1 + backups)),
+            closes_on_down: false,
+            queue_timeout: Duration::from_secs(5),
             active: tier(config::Role::Active),
             backup: tier(config::Role::Backup),
             rules: Rules::default(),
+            queue: old.map(|old| Arc::clone(&old.queue)).unwrap_or_default(),
+            has_limits: false,
             ticket: AtomicU64::new(0),
             ejecting: Mutex::default(),
             all_down: AtomicBool::new(false),
@@ -135,6 +157,7 @@ impl Pool {
     /// each once.
     pub fn set_health(&self, backend: &Backend, health: Health, now: Moment) -> Option<bool> {
         backend.set_health(health, now);
+        self.serve_waiting(now);
         let all_down = self.backends().all(|backend| backend.health() == Health::Down);
         (self.all_down.swap(all_down, Ordering::Relaxed) != all_down).then_some(all_down)
     }

@@ -36,6 +36,11 @@ impl Search {
         Self { request, left: [attempts; 2], tried: Vec::new() }
     }
 
+    /// Whether some backend did not work out.
+    pub fn has_failed(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
     /// Notes that this backend did not work out.
     pub fn failed(&mut self, backend: &Backend) {
         self.tried.push(backend.id);
@@ -43,8 +48,19 @@ impl Search {
 }
 
 impl Pool {
-    /// The next backend to try: as many active ones as the retries allow, then as many backups.
+    /// The next backend to try: as many active ones as the retries allow, then as many backups. While others wait for
+    /// room there is none to be had.
     pub fn pick(&self, search: &mut Search, now: Moment) -> Pick {
+        if let Some(queue) = self.limits() {
+            queue.note_time(now);
+            if !queue.is_empty() {
+                return Pick::Full;
+            }
+        }
+        self.pick_past_queue(search, now)
+    }
+
+    pub(super) fn pick_past_queue(&self, search: &mut Search, now: Moment) -> Pick {
         let demands: &[Demand] = if self.panics() { &[Demand::Any] } else { &[Demand::Good, Demand::Up, Demand::Any] };
         for &demand in demands {
             if demand == Demand::Any && demands.len() > 1 && !(self.rules.fail_open && self.has_nothing_up()) {
@@ -65,7 +81,7 @@ impl Pool {
             if *left == 0 {
                 continue;
             }
-            match tier.pick(&look, None) {
+            match tier.pick(&look, self.limits()) {
                 Pick::Nothing => {}
                 Pick::Full => return Pick::Full,
                 Pick::Lease(lease) => {

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Pick,
-    lease::{Lease, Queue},
-};
+use super::{Lease, Pick, queue::Queue};
 use crate::{
     backend::{Backend, Health, Id},
     balance::{Picker, Request},
