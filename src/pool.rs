@@ -125,26 +125,22 @@ impl Tier {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, path::Path};
 
     use super::*;
-    use crate::balance::Balance;
 
     fn pool(roles: &[config::Role]) -> Pool {
-        let backends = roles.iter().enumerate().map(|(index, &role)| config::Backend {
-            name: format!("b{index}"),
-            address: ([127, 0, 0, 1], 1000 + u16::try_from(index).unwrap()).into(),
-            weight: 1,
-            role,
+        let backends = roles.iter().enumerate().map(|(index, role)| {
+            let role = if *role == config::Role::Active { "active" } else { "backup" };
+            format!(
+                "[[pool.web.backend]]\nname = \"b{index}\"\naddress = \"127.0.0.1:{}\"\nrole = \"{role}\"\n",
+                1000 + index
+            )
         });
-        let config = config::Pool {
-            name: "web".to_owned(),
-            backends: backends.collect(),
-            balance: Balance::RoundRobin,
-            retries: 2,
-            connect_timeout: Duration::from_secs(1),
-        };
-        Pool::new(&config, &[0; 16], &Registry::new(1))
+        let listener = "[listener.a]\nbind = \"127.0.0.1:0\"\npool = \"web\"\n";
+        let text = backends.fold(listener.to_owned(), |text, backend| text + &backend);
+        let (config, _) = config::parse(&text, Path::new("")).unwrap();
+        Pool::new(&config.pools[0], &[0; 16], &Registry::new(1))
     }
 
     #[test]
