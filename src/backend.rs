@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
@@ -67,12 +68,12 @@ impl Backend {
     /// `health` is `Up` where nothing checks it.
     pub fn new(config: &config::Backend, health: Health, cells: Arc<PerWorker<BackendCells>>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self {
+        let backend = Self {
             id: Id(NEXT.fetch_add(1, Ordering::Relaxed)),
             name: config.name.as_str().into(),
             address: config.address,
             cells,
-            weight: AtomicU16::new(config.weight),
+            weight: AtomicU16::new(0),
             cap: AtomicU32::new(0),
             live: AtomicU32::new(0),
             health: AtomicU8::new(health as u8),
@@ -82,7 +83,9 @@ impl Backend {
             warm_since: Stamp::default(),
             newcomer: AtomicBool::new(false),
             failures: AtomicU32::new(0),
-        }
+        };
+        backend.reconfigure(config);
+        backend
     }
 
     /// Its share of the traffic; 0 takes no new connections.
@@ -164,9 +167,10 @@ impl Backend {
         u32::try_from(ramp.max(FIRST_SHARE.into())).unwrap_or(u32::MAX)
     }
 
-    pub(crate) fn reconfigure(&self, weight: u16, cap: u32) {
-        self.weight.store(weight, Ordering::Relaxed);
-        self.cap.store(cap, Ordering::Relaxed);
+    /// Takes over what may change in the life of a backend.
+    pub(crate) fn reconfigure(&self, config: &config::Backend) {
+        self.weight.store(config.weight, Ordering::Relaxed);
+        self.cap.store(config.max_connections.map_or(0, NonZeroU32::get), Ordering::Relaxed);
     }
 
     /// Notes that the pool it joins works already.
@@ -253,6 +257,7 @@ mod tests {
             address: ([127, 0, 0, 1], 80).into(),
             weight: 1,
             role: config::Role::Active,
+            max_connections: NonZeroU32::new(10),
         };
         Backend::new(&config, health, Arc::new(PerWorker::new(1)))
     }
@@ -304,7 +309,6 @@ mod tests {
     #[test]
     fn b15_the_cap_is_exact_whoever_asks() {
         let backend = backend(Health::Up);
-        backend.reconfigure(1, 10);
         let taken: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..100).filter(|_| backend.take()).count())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()

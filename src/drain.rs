@@ -192,6 +192,7 @@ mod tests {
             address: ([127, 0, 0, 1], 80).into(),
             weight: 1,
             role: config::Role::Active,
+            max_connections: None,
         };
         Backend::new(&config, Health::Up, std::sync::Arc::new(PerWorker::new(1))).id
     }

@@ -26,7 +26,7 @@ pub use search::{Pick, Search};
 use crate::{
     backend::{Backend, Health},
     balance::{Member, Picker, Request},
-    config,
+    config::{self, OnAllDown, OnDown, Outlier},
     metrics::{PerWorker, PoolCells, Registry},
     moment::Moment,
 };
@@ -63,34 +63,16 @@ pub struct Pool {
     all_down: AtomicBool,
 }
 
-/// What happens when backends fail.
+/// What happens when backends fail or are full.
 #[derive(Debug, Clone)]
 struct Rules {
     outlier: Option<Outlier>,
     slow_start: Duration,
-    /// When checks find everything down, whether to trust them and refuse, or to try all the same.
-    fail_open: bool,
+    on_all_down: OnAllDown,
     /// Percent of the active backends that have to be up for checks to be believed.
     panic_threshold: u8,
     /// Most clients that wait.
     max_queued: usize,
-}
-
-/// When real traffic puts a backend aside.
-#[derive(Debug, Clone, Copy)]
-struct Outlier {
-    connect_failures: u32,
-    eject: Duration,
-    /// Percent of a tier.
-    max_ejected: u8,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        let outlier = Outlier { connect_failures: 5, eject: Duration::from_secs(30), max_ejected: 50 };
-        let slow_start = Duration::from_secs(10);
-        Self { outlier: Some(outlier), slow_start, fail_open: true, panic_threshold: 0, max_queued: 1024 }
-    }
 }
 
 impl Pool {
@@ -107,18 +89,20 @@ impl Pool {
             let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
             let identities: Vec<_> =
                 members.iter().map(|backend| Member { name: &backend.name, weight: backend.weight }).collect();
-            let backends = members.iter().map(|backend| {
-                let known = old.and_then(|old| old.known(&backend.name, backend.address)).cloned();
-                let known = known.unwrap_or_else(|| {
-                    let cells = registry.backend(&config.name, &backend.name);
-                    let new = Backend::new(backend, Health::Up, cells);
-                    if old.is_some() {
-                        new.join(now);
+            let backends = members.iter().map(|member| {
+                if let Some(known) = old.and_then(|old| old.known(member)) {
+                    known.reconfigure(member);
+                    if config.check.is_none() {
+                        known.set_health(Health::Up, now);
                     }
-                    Arc::new(new)
-                });
-                known.reconfigure(backend.weight, 0);
-                known
+                    return Arc::clone(known);
+                }
+                let health = if config.check.is_some() { Health::Unknown } else { Health::Up };
+                let backend = Backend::new(member, health, registry.backend(&config.name, &member.name));
+                if old.is_some() {
+                    backend.join(now);
+                }
+                Arc::new(backend)
             });
             Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
         };
@@ -129,13 +113,19 @@ impl Pool {
             connect_timeout: config.connect_timeout,
             cells: registry.pool(&config.name),
             patience: config.connect_timeout.saturating_mul(config.retries.saturating_add(1 + backups)),
-            closes_on_down: false,
-            queue_timeout: Duration::from_secs(5),
+            closes_on_down: config.on_down == OnDown::Close,
+            queue_timeout: config.queue,
             active: tier(config::Role::Active),
             backup: tier(config::Role::Backup),
-            rules: Rules::default(),
+            rules: Rules {
+                outlier: config.outlier,
+                slow_start: config.slow_start,
+                on_all_down: config.on_all_down,
+                panic_threshold: config.panic_threshold,
+                max_queued: config.max_queued.get(),
+            },
             queue: old.map(|old| Arc::clone(&old.queue)).unwrap_or_default(),
-            has_limits: false,
+            has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
             ticket: AtomicU64::new(0),
             ejecting: Mutex::default(),
             all_down: AtomicBool::new(false),
@@ -164,7 +154,7 @@ impl Pool {
 
     /// Whether connections go to backends that are down when all are.
     pub fn fails_open(&self) -> bool {
-        self.rules.fail_open
+        self.rules.on_all_down == OnAllDown::Open
     }
 
     /// A connect of real traffic failed through no fault of this host. True if that ejects the backend.
@@ -190,8 +180,8 @@ impl Pool {
         backend.note_success();
     }
 
-    fn known(&self, name: &str, address: std::net::SocketAddr) -> Option<&Arc<Backend>> {
-        self.backends().find(|backend| *backend.name == *name && backend.address == address)
+    fn known(&self, member: &config::Backend) -> Option<&Arc<Backend>> {
+        self.backends().find(|backend| *backend.name == *member.name && backend.address == member.address)
     }
 
     /// Whether no backend that takes connections is up.

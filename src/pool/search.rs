@@ -63,7 +63,7 @@ impl Pool {
     pub(super) fn pick_past_queue(&self, search: &mut Search, now: Moment) -> Pick {
         let demands: &[Demand] = if self.panics() { &[Demand::Any] } else { &[Demand::Good, Demand::Up, Demand::Any] };
         for &demand in demands {
-            if demand == Demand::Any && demands.len() > 1 && !(self.rules.fail_open && self.has_nothing_up()) {
+            if demand == Demand::Any && demands.len() > 1 && !(self.fails_open() && self.has_nothing_up()) {
                 break;
             }
             match self.pick_with(demand, search, now) {

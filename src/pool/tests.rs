@@ -1,24 +1,39 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, num::NonZeroUsize};
 
 use super::*;
 use crate::balance::Balance;
 use config::Role::{Active, Backup};
 
-fn pool(roles: &[config::Role]) -> Pool {
-    let backends = roles.iter().enumerate().map(|(index, &role)| config::Backend {
-        name: format!("b{index}"),
-        address: ([127, 0, 0, 1], 1000 + u16::try_from(index).unwrap()).into(),
-        weight: 1,
-        role,
-    });
-    let config = config::Pool {
+fn member(index: u16, role: config::Role) -> config::Backend {
+    let address = ([127, 0, 0, 1], 1000 + index).into();
+    config::Backend { name: format!("b{index}"), address, weight: 1, role, max_connections: None }
+}
+
+/// Backends `b0`, `b1`, ... that are up, and the defaults of the configuration.
+fn config(roles: &[config::Role]) -> config::Pool {
+    config::Pool {
         name: "web".to_owned(),
-        backends: backends.collect(),
+        backends: roles.iter().zip(0..).map(|(&role, index)| member(index, role)).collect(),
         balance: Balance::RoundRobin,
         retries: 2,
         connect_timeout: Duration::from_secs(1),
-    };
-    Pool::new(&config, &[0; 16], &Registry::new(1), None, at(0))
+        check: None,
+        outlier: Some(Outlier { connect_failures: 5, eject: Duration::from_secs(30), max_ejected: 50 }),
+        slow_start: Duration::from_secs(10),
+        on_down: OnDown::Keep,
+        on_all_down: OnAllDown::Open,
+        queue: Duration::from_secs(5),
+        max_queued: NonZeroUsize::new(1024).unwrap(),
+        panic_threshold: 0,
+    }
+}
+
+fn build(config: &config::Pool) -> Pool {
+    Pool::new(config, &[0; 16], &Registry::new(1), None, at(0))
+}
+
+fn pool(roles: &[config::Role]) -> Pool {
+    build(&config(roles))
 }
 
 fn at(seconds: u64) -> Moment {
@@ -97,7 +112,7 @@ fn b6_everything_down_is_tried_all_the_same_or_refused_and_told_once() {
     assert_eq!(told, [None, None, Some(true)]);
     assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(1)), None);
     assert_eq!(all_of_a_search(&pool, at(1)).len(), 3);
-    pool.rules.fail_open = false;
+    pool.rules.on_all_down = OnAllDown::Close;
     assert_eq!(all_of_a_search(&pool, at(1)).len(), 0);
     assert_eq!(pool.set_health(nth(&pool, 1), Health::Up, at(2)), Some(false));
     assert_eq!(all_of_a_search(&pool, at(2)), ["b1"], "what is up has failed, and that is all");
@@ -141,26 +156,15 @@ fn b4_failed_connects_in_a_row_eject_at_most_half() {
 fn l6_an_unchanged_backend_survives_a_new_configuration() {
     let old = pool(&[Active, Active]);
     let held = lease(old.pick(&mut begin(&old), at(0))).unwrap();
-    old.set_health(nth(&old, 1), Health::Down, at(0));
-    let config = config::Pool {
-        name: "web".to_owned(),
-        backends: (0..3_u16)
-            .map(|index| config::Backend {
-                name: format!("b{index}"),
-                // The first has moved.
-                address: ([127, 0, 0, 1], if index == 0 { 7 } else { 1000 + index }).into(),
-                weight: 3,
-                role: Active,
-            })
-            .collect(),
-        balance: Balance::LeastConn,
-        retries: 2,
-        connect_timeout: Duration::from_secs(1),
-    };
+    nth(&old, 1).eject(at(30));
+    let mut config = config(&[Active, Active, Active]);
+    config.backends[0].address.set_port(7);
+    config.backends[1].weight = 3;
     let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(9));
     assert_eq!(held.backend().name, nth(&old, 0).name);
     assert_eq!((nth(&new, 0).live(), nth(&new, 0).health()), (0, Health::Up));
-    assert_eq!((nth(&new, 1).id, nth(&new, 1).health(), nth(&new, 1).weight()), (nth(&old, 1).id, Health::Down, 3));
+    assert_eq!((nth(&new, 1).id, nth(&new, 1).weight()), (nth(&old, 1).id, 3));
+    assert!(nth(&new, 1).is_ejected(at(9)));
     let slow = Duration::from_secs(10);
     assert!(nth(&new, 2).warmth(at(9), slow) < u32::MAX, "it is new in a pool that works");
 }
