@@ -23,7 +23,7 @@ use crate::{
     drain::Watcher,
     firewall::Action,
     frontend::{Frontend, Place},
-    local::Local,
+    local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     pool::Search,
@@ -50,7 +50,7 @@ pub struct Admitted {
 #[derive(Debug)]
 pub struct Connection {
     frontend: Arc<Frontend>,
-    local: Rc<Local>,
+    local: Served,
     client: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
@@ -98,12 +98,20 @@ pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: 
     })
 }
 
+impl Admitted {
+    /// Connections of the whole process, with this one.
+    pub fn peers(&self) -> usize {
+        let [process, _] = &self.frontend.limits;
+        process.taken()
+    }
+}
+
 impl Connection {
     /// Takes a client up as a task of this worker.
     pub fn begin(admitted: Admitted, local: &Rc<Local>) {
         let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
         let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
-        let (local, notes) = (Rc::clone(local), RefCell::default());
+        let (local, notes) = (Served::by(local), RefCell::default());
         let connection = Self { frontend, local, client, accepted, rule, _places: places, meter, notes };
         tokio::task::spawn_local(connection.run(fd));
     }
