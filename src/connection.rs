@@ -2,6 +2,8 @@
 //!
 //! [`admit`] says yes or no straight after accept, [`Connection::serve`] does the rest from top to bottom. Every return
 //! is an [`Outcome`]; metrics and the log are written once, by [`Connection::run`], from what the connection noted.
+//! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
+//! other, each in its own cells, and only sums are shown.
 
 use std::{
     cell::RefCell,
@@ -21,7 +23,7 @@ use crate::{
     drain::Watcher,
     firewall::Action,
     frontend::{Frontend, Place},
-    local::Local,
+    local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     pool::Search,
@@ -33,11 +35,22 @@ use crate::{
     },
 };
 
-/// An admitted client.
+/// A client that may come in. It belongs to no worker yet, so any of them can serve it.
+#[derive(Debug)]
+pub struct Admitted {
+    fd: OwnedFd,
+    client: SocketAddr,
+    frontend: Arc<Frontend>,
+    accepted: Instant,
+    rule: Arc<str>,
+    places: [Place; 2],
+}
+
+/// A client that is served by one worker.
 #[derive(Debug)]
 pub struct Connection {
     frontend: Arc<Frontend>,
-    local: Rc<Local>,
+    local: Served,
     client: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
@@ -59,16 +72,11 @@ struct Notes {
 }
 
 /// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
-/// costs accept, close and at most one option (traps F5).
-pub fn admit(
-    fd: OwnedFd,
-    client: SocketAddr,
-    frontend: &Arc<Frontend>,
-    local: &Rc<Local>,
-) -> Option<(Connection, OwnedFd)> {
-    let cells = frontend.cells.at(local.index);
+/// costs accept, close and at most one option (traps F5). `worker` is the one that accepted.
+pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
+    let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
-    let (action, rule) = frontend.firewall.judge(client.ip(), local.index);
+    let (action, rule) = frontend.firewall.judge(client.ip(), worker);
     if action == Action::Deny {
         turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
         cells.close(Outcome::Denied, Duration::ZERO);
@@ -80,22 +88,36 @@ pub fn admit(
         cells.close(Outcome::MaxConnections, Duration::ZERO);
         return None;
     };
-    let connection = Connection {
-        frontend: Arc::clone(frontend),
-        local: Rc::clone(local),
+    Some(Admitted {
+        fd,
         client,
+        frontend: Arc::clone(frontend),
         accepted: Instant::now(),
         rule: Arc::clone(rule),
-        _places: [process, listener],
-        meter: Meter::new(Arc::clone(&frontend.cells), local.index),
-        notes: RefCell::default(),
-    };
-    Some((connection, fd))
+        places: [process, listener],
+    })
+}
+
+impl Admitted {
+    /// Connections of the whole process, with this one.
+    pub fn peers(&self) -> usize {
+        let [process, _] = &self.frontend.limits;
+        process.taken()
+    }
 }
 
 impl Connection {
+    /// Takes a client up as a task of this worker.
+    pub fn begin(admitted: Admitted, local: &Rc<Local>) {
+        let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
+        let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
+        let (local, notes) = (Served::by(local), RefCell::default());
+        let connection = Self { frontend, local, client, accepted, rule, _places: places, meter, notes };
+        tokio::task::spawn_local(connection.run(fd));
+    }
+
     /// Serves the client and tells how it ended.
-    pub async fn run(self, fd: OwnedFd) {
+    async fn run(self, fd: OwnedFd) {
         let watcher = self.local.drain.watcher();
         let mut ending = Ending { connection: &self, outcome: None };
         ending.outcome = Some(match self.serve(fd, &watcher).await {

@@ -34,6 +34,7 @@ pub mod access_log;
 pub mod messages;
 pub mod local;
 pub mod connection;
+pub mod crew;
 pub mod listener;
 pub mod worker;
 pub mod admin;

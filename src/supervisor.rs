@@ -17,7 +17,6 @@ use std::{
 use rustls::crypto::CryptoProvider;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::watch,
     task::JoinHandle as Task,
 };
 
@@ -30,6 +29,7 @@ use crate::{
         self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
     },
+    crew::{self, Command, Crew},
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
@@ -63,13 +63,19 @@ pub struct Gate {
     admin_address: SocketAddr,
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     ports: Vec<Port>,
-    stop: watch::Sender<bool>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Workers,
     admin: Arc<admin::State>,
     admin_tasks: Vec<Task<()>>,
     /// Removed when this is dropped.
     _admin_socket: Option<SocketFile>,
     log: Option<access_log::Guard>,
+}
+
+/// The worker threads. When this is dropped they are told to stop, and not waited for.
+#[derive(Debug)]
+struct Workers {
+    crew: Arc<Crew>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What the process allows itself.
@@ -107,7 +113,6 @@ struct Template {
     rustls_records: bool,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
-    stop: watch::Receiver<bool>,
 }
 
 /// Binds every address, starts every thread and returns when all of them accept.
@@ -124,13 +129,11 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let (admin_listener, admin_address) = bind_admin(config)?;
     let admin_socket = bind_socket(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
-    let (stop, stopped) = watch::channel(false);
     let template = Template {
         zero_copy: tried_paths(config.global.zero_copy, options),
         rustls_records: options.rustls_records,
         registry: Arc::clone(&registry),
         log,
-        stop: stopped,
     };
     let workers = start_workers(&limits, &site, &ports, &template)
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
@@ -145,17 +148,7 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         admin_tasks.push(tokio::spawn(admin::serve_unix(listener, Arc::clone(&admin))));
         file
     });
-    Ok(Gate {
-        limits,
-        admin_address,
-        ports,
-        stop,
-        workers,
-        admin,
-        admin_tasks,
-        _admin_socket: admin_socket,
-        log: guard,
-    })
+    Ok(Gate { limits, admin_address, ports, workers, admin, admin_tasks, _admin_socket: admin_socket, log: guard })
 }
 
 impl Gate {
@@ -167,18 +160,35 @@ impl Gate {
     /// Ends every connection and every thread, and writes the log out.
     pub async fn stop(self) {
         self.admin.ready.store(false, Ordering::Relaxed);
-        self.stop.send_replace(true);
         // On another thread, so that the admin listener says "not ready" meanwhile.
-        let workers = tokio::task::spawn_blocking(|| {
-            for worker in self.workers {
-                // A worker that panicked has said so already.
-                let _ = worker.join();
-            }
-        });
-        let _ = workers.await;
+        let _ = tokio::task::spawn_blocking(|| self.workers.join()).await;
         self.admin_tasks.iter().for_each(Task::abort);
         drop(self.ports);
         drop(self.log);
+    }
+}
+
+impl Workers {
+    fn stop(&self) {
+        for handle in self.crew.handles() {
+            // A worker that has ended needs no telling.
+            let _ = handle.send(Command::Stop);
+        }
+    }
+
+    /// Stops them and waits until they have ended.
+    fn join(mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -216,11 +226,13 @@ impl Limits {
     }
 }
 
-fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Template) -> io::Result<Vec<JoinHandle<()>>> {
+fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Template) -> io::Result<Workers> {
     let seeds = RandomState::new();
     let (ready, started) = mpsc::channel();
-    let mut workers = Vec::new();
-    for index in 0..limits.workers {
+    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    let crew = Arc::new(Crew::new(handles, Arc::clone(&template.registry)));
+    let mut workers = Workers { crew: Arc::clone(&crew), threads: Vec::new() };
+    for (index, inbox) in inboxes.into_iter().enumerate() {
         let mut sockets = Vec::new();
         for port in ports {
             if let (Some(socket), Some(frontend)) = (port.socket(index), site.frontends.get(port.listener)) {
@@ -234,14 +246,15 @@ fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Templa
             zero_copy: template.zero_copy,
             rustls_records: template.rustls_records,
             registry: Arc::clone(&template.registry),
+            crew: Arc::clone(&crew),
             log: template.log.clone(),
             seed: seeds.hash_one(index),
         };
-        workers.push(worker::start(assignment, template.stop.clone(), ready.clone())?);
+        workers.threads.push(worker::start(assignment, inbox, ready.clone())?);
     }
     drop(ready);
     let started = started.iter().collect::<io::Result<Vec<()>>>()?.len();
-    if started < workers.len() {
+    if started < workers.threads.len() {
         return Err(io::Error::other("it ended before it accepted anything"));
     }
     Ok(workers)

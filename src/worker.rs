@@ -1,5 +1,5 @@
 //! A data-plane thread: one runtime, its own listening sockets, one scratch buffer, its own counters. Nothing crosses
-//! threads between accept and close.
+//! threads once a client is served.
 
 use std::{
     io,
@@ -10,11 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime, sync::watch, time::Instant};
+use tokio::{runtime, time::Instant};
 
 use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
+    connection::Connection,
+    crew::{Command, Crew, Inbox},
     frontend::Frontend,
     listener,
     local::Local,
@@ -35,6 +37,7 @@ pub struct Assignment {
     /// TLS records by rustls instead of our own record layer.
     pub rustls_records: bool,
     pub registry: Arc<Registry>,
+    pub crew: Arc<Crew>,
     /// `None`: no access log.
     pub log: Option<AccessLog>,
     /// Any number; two workers should not have the same.
@@ -44,30 +47,28 @@ pub struct Assignment {
 /// How long connections may take to say goodbye when the process stops.
 const GOODBYE: Duration = relay::PATIENCE.saturating_add(Duration::from_millis(500));
 
-/// Starts the thread. It says through `ready` when it accepts, or why it does not.
-pub fn start(
-    assignment: Assignment,
-    stop: watch::Receiver<bool>,
-    ready: mpsc::Sender<io::Result<()>>,
-) -> io::Result<JoinHandle<()>> {
+/// Starts the thread, which does what it finds in `inbox`. It says through `ready` when it accepts, or why it does not.
+pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{}", assignment.index)).spawn(move || {
         let runtime = runtime::Builder::new_current_thread().enable_all().build_local(runtime::LocalOptions::default());
         match runtime {
-            Ok(runtime) => runtime.block_on(work(assignment, stop, ready)),
+            Ok(runtime) => runtime.block_on(work(assignment, inbox, ready)),
             Err(error) => drop(ready.send(Err(error))),
         }
     })
 }
 
-async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mpsc::Sender<io::Result<()>>) {
-    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, log, seed } = assignment;
+async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) {
+    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, crew, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
     let alarms = Rc::clone(&local.alarms);
     let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
     for (fd, frontend) in sockets {
         match Acceptor::new(fd) {
-            Ok(acceptor) => drop(tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local)))),
+            Ok(acceptor) => {
+                tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local), Arc::clone(&crew)));
+            }
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
@@ -76,8 +77,7 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
     }
     let _ = ready.send(Ok(()));
     drop(ready);
-    // An error means that the supervisor is gone: stop as well.
-    let _ = stop.wait_for(|stop| *stop).await;
+    obey(&mut inbox, &local).await;
     local.drain.trigger();
     let deadline = Instant::now() + GOODBYE;
     // Each task holds it: when we are alone, everyone has ended.
@@ -85,4 +85,21 @@ async fn work(assignment: Assignment, mut stop: watch::Receiver<bool>, ready: mp
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     ticking.abort();
+}
+
+/// Does what it is told until it is told to stop. What was sent before the others knew is still done: a client that
+/// comes so ends as the rest of ours do.
+async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
+    while let Some(command) = inbox.next().await {
+        match command {
+            Command::Stop => {
+                local.drain.trigger();
+                inbox.close();
+            }
+            Command::Adopt { client, waiting } => {
+                Connection::begin(client, local);
+                drop(waiting);
+            }
+        }
+    }
 }
