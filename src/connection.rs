@@ -23,7 +23,7 @@ use crate::{
     drain::{Reason, Watcher},
     firewall::Action,
     frontend::{Frontend, Place},
-    local::Local,
+    local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
@@ -49,7 +49,7 @@ pub struct Admitted {
 #[derive(Debug)]
 pub struct Connection {
     frontend: Arc<Frontend>,
-    local: Rc<Local>,
+    local: Served,
     client: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
@@ -99,24 +99,35 @@ pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: 
     })
 }
 
+impl Admitted {
+    /// Connections of the whole process, with this one.
+    pub fn peers(&self) -> usize {
+        let [process, _] = &self.frontend.limits;
+        process.taken()
+    }
+}
+
 impl Connection {
     /// Takes a client up as a task of this worker.
     pub fn begin(admitted: Admitted, local: &Rc<Local>) {
         let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
         let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
-        let (local, notes) = (Rc::clone(local), RefCell::default());
+        let (local, notes) = (Served::by(local), RefCell::default());
         let connection = Self { frontend, local, client, accepted, rule, _places: places, meter, notes };
         tokio::task::spawn_local(connection.run(fd));
     }
 
     /// Serves the client and tells how it ended.
-    async fn run(self, fd: OwnedFd) {
-        let watcher = self.local.drain.watcher();
-        let mut ending = Ending { connection: &self, outcome: None };
-        ending.outcome = Some(match self.serve(fd, &watcher).await {
-            Ok(end) => end.into(),
-            Err(outcome) => outcome,
-        });
+    #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, for as long as the client stays")]
+    fn run(self, fd: OwnedFd) -> impl Future<Output = ()> {
+        async move {
+            let watcher = self.local.drain.watcher();
+            let mut ending = Ending { connection: &self, outcome: None };
+            ending.outcome = Some(match self.serve(fd, &watcher).await {
+                Ok(end) => end.into(),
+                Err(outcome) => outcome,
+            });
+        }
     }
 
     async fn serve(&self, fd: OwnedFd, drain: &Watcher) -> Result<End, Outcome> {
@@ -128,12 +139,11 @@ impl Connection {
             // Boxed, so that the state of a handshake is gone when the relay begins.
             Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
         };
-        let dialled = drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await;
-        let (_lease, backend) = match dialled.unwrap_or_else(|reason| Err(reason.into())) {
-            Ok(dialled) => dialled,
-            Err(outcome) => {
-                client.reset_on_close();
-                return Err(outcome);
+        let (_lease, backend) = match drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await {
+            Ok(Ok(dialled)) => dialled,
+            failed => {
+                client.refuse();
+                return Err(failed.map_or_else(Outcome::from, |dialled| dialled.err().unwrap_or(Outcome::Internal)));
             }
         };
         let control = Control { timeouts: frontend.timeouts.jittered(self.local.random()), drain, alarm: &alarm };
@@ -298,7 +308,7 @@ mod tests {
     /// A task is one allocation of this size and a little more, for as long as the connection lives.
     #[test]
     fn s9_the_future_of_a_connection_is_small() {
-        const AT_MOST: usize = 1536;
+        const AT_MOST: usize = 960;
         let size = size(Connection::run);
         println!("{size} bytes for a connection, {} for its socket", size_of::<Socket>());
         assert!(size <= AT_MOST, "{size} bytes");

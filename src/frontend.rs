@@ -137,6 +137,11 @@ impl Limit {
         self.most
     }
 
+    /// Connections under it now.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// A place, if one is free.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
         let one_more = |taken| (taken < self.most).then_some(taken + 1);

@@ -1,9 +1,10 @@
 //! The accept loop. It has no error exit (traps A2), and it does not spin when descriptors run out (traps A1).
 
-use std::{future::poll_fn, io, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
-    connection::{Connection, admit},
+    connection,
+    crew::Crew,
     frontend::Frontend,
     local::Local,
     metrics::AcceptError,
@@ -17,13 +18,17 @@ const BATCH: usize = 16;
 const REST: Duration = Duration::from_millis(100);
 
 /// Accepts until the worker is told to stop.
-pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local>) {
+pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local>, crew: Arc<Crew>) {
     let watcher = local.drain.watcher();
     let accepting = async {
         loop {
             for _ in 0..BATCH {
                 match poll_fn(|cx| acceptor.poll_accept(cx)).await {
-                    Ok((fd, client)) => begin(fd, client, &frontend, &local),
+                    Ok((fd, client)) => {
+                        if let Some(client) = connection::admit(fd, client, &frontend, local.index) {
+                            crew.serve(client, &local);
+                        }
+                    }
                     Err(error) => {
                         if pause(&error, &frontend, &local) {
                             tokio::time::sleep(REST).await;
@@ -35,12 +40,6 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
         }
     };
     let _: Result<(), _> = watcher.unless_ended(accepting).await;
-}
-
-fn begin(fd: OwnedFd, client: std::net::SocketAddr, frontend: &Arc<Frontend>, local: &Rc<Local>) {
-    if let Some(admitted) = admit(fd, client, frontend, local.index) {
-        Connection::begin(admitted, local);
-    }
 }
 
 /// Counts an error; true if trying again at once would only fail again.

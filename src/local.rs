@@ -1,12 +1,12 @@
 //! What the connections of one worker share. It never leaves its thread.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, ops::Deref, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
     access_log::{AccessLog, Record},
     alarm::Alarms,
     drain::Drain,
-    metrics::Registry,
+    metrics::{Level, Registry},
     relay::Resources,
     sys::clock::{self, Moment},
 };
@@ -25,6 +25,10 @@ pub struct Local {
     random: Cell<u64>,
     warned: Cell<Option<Moment>>,
 }
+
+/// A connection's hold on its worker, which counts it until this is dropped.
+#[derive(Debug)]
+pub struct Served(Rc<Local>);
 
 impl Local {
     /// For worker number `index`. `seed` is any number; two workers should not have the same.
@@ -82,5 +86,32 @@ impl Local {
     /// A connection ended by a bug of ours.
     pub fn count_panic(&self) {
         self.registry.workers().at(self.index).panics.add(1);
+    }
+
+    fn connections(&self) -> &Level {
+        &self.registry.workers().at(self.index).connections
+    }
+}
+
+impl Served {
+    pub fn by(local: &Rc<Local>) -> Self {
+        let connections = local.connections();
+        connections.set(connections.value() + 1);
+        Self(Rc::clone(local))
+    }
+}
+
+impl Deref for Served {
+    type Target = Local;
+
+    fn deref(&self) -> &Local {
+        &self.0
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let connections = self.connections();
+        connections.set(connections.value().saturating_sub(1));
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
     },
-    crew::{self, Command, Handle},
+    crew::{self, Command, Crew},
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
@@ -74,7 +74,7 @@ pub struct Gate {
 /// The worker threads. When this is dropped they are told to stop, and not waited for.
 #[derive(Debug)]
 struct Workers {
-    handles: Vec<Handle>,
+    crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -170,7 +170,7 @@ impl Gate {
 
 impl Workers {
     fn stop(&self) {
-        for handle in &self.handles {
+        for handle in self.crew.handles() {
             // A worker that has ended needs no telling.
             let _ = handle.send(Command::Stop);
         }
@@ -230,7 +230,8 @@ fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Templa
     let seeds = RandomState::new();
     let (ready, started) = mpsc::channel();
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
-    let mut workers = Workers { handles, threads: Vec::new() };
+    let crew = Arc::new(Crew::new(handles, Arc::clone(&template.registry)));
+    let mut workers = Workers { crew: Arc::clone(&crew), threads: Vec::new() };
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mut sockets = Vec::new();
         for port in ports {
@@ -245,6 +246,7 @@ fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Templa
             zero_copy: template.zero_copy,
             rustls_records: template.rustls_records,
             registry: Arc::clone(&template.registry),
+            crew: Arc::clone(&crew),
             log: template.log.clone(),
             seed: seeds.hash_one(index),
         };

@@ -1,5 +1,5 @@
 //! A data-plane thread: one runtime, its own listening sockets, one scratch buffer, its own counters. Nothing crosses
-//! threads between accept and close.
+//! threads once a client is served.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
     connection::Connection,
-    crew::{Command, Inbox},
+    crew::{Command, Crew, Inbox},
     frontend::Frontend,
     listener,
     local::Local,
@@ -37,6 +37,7 @@ pub struct Assignment {
     /// TLS records by rustls instead of our own record layer.
     pub rustls_records: bool,
     pub registry: Arc<Registry>,
+    pub crew: Arc<Crew>,
     /// `None`: no access log.
     pub log: Option<AccessLog>,
     /// Any number; two workers should not have the same.
@@ -58,14 +59,16 @@ pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Resul
 }
 
 async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) {
-    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, log, seed } = assignment;
+    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, crew, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
     let alarms = Rc::clone(&local.alarms);
     let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
     for (fd, frontend) in sockets {
         match Acceptor::new(fd) {
-            Ok(acceptor) => drop(tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local)))),
+            Ok(acceptor) => {
+                tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local), Arc::clone(&crew)));
+            }
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
@@ -94,7 +97,10 @@ async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
                 inbox.close();
             }
             Command::EndBackend(backend) => local.drain.end_backend(backend),
-            Command::Adopt(admitted) => Connection::begin(admitted, local),
+            Command::Adopt { client, waiting } => {
+                Connection::begin(client, local);
+                drop(waiting);
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ mod kernel;
 mod limits;
 mod metrics;
 mod relay;
+mod spread;
 mod support;
 mod tls;
 mod up_check;

@@ -113,6 +113,7 @@ fn o5_every_series_is_there_from_the_start_and_at_zero() {
         "tls_handshake_duration_seconds_count",
         "relay_bytes_total",
         "pipes",
+        "worker_connections",
         "pool_retries_total",
         "backend_connections",
         "backend_connections_total",

@@ -69,6 +69,8 @@ pub struct RuleCells {
 /// What one worker counts for itself.
 #[derive(Debug, Default)]
 pub struct WorkerCells {
+    /// Connections this worker serves.
+    pub connections: Level,
     relay_bytes: [Family<Direction, { Direction::ALL.len() }>; RelayPath::ALL.len()],
     /// Relays that wanted to splice and copied.
     pub fallbacks: Family<Fallback, { Fallback::ALL.len() }>,

@@ -58,12 +58,13 @@ const COUNTERS: [(&str, &str); 15] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 13] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
+    ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
     ("sluicegate_pipes", "Kernel pipes of the splice relay."),
     ("sluicegate_pool_backends", "Backends of the pool, by state."),
     ("sluicegate_pool_queued_connections", "Clients that wait for a backend with room."),
@@ -141,6 +142,10 @@ fn relay(registry: &Registry) {
             [("from", RelayPath::Splice.as_str()), ("to", RelayPath::Copy.as_str()), ("reason", reason.as_str())];
         let fallbacks = workers.sum(|cells| cells.fallbacks.at(*reason).value());
         count("sluicegate_relay_fallbacks_total", &labels, fallbacks);
+    }
+    for (worker, cells) in workers.iter().enumerate() {
+        let labels = [("worker", &*worker.to_string())];
+        show("sluicegate_worker_connections", &labels, cells.connections.value() as f64);
     }
     show("sluicegate_pipes", &[("state", "in_use")], workers.sum(|cells| cells.pipes_in_use.value()) as f64);
     show("sluicegate_pipes", &[("state", "pooled")], workers.sum(|cells| cells.pipes_pooled.value()) as f64);

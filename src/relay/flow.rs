@@ -15,7 +15,7 @@ pub(super) const ROUNDS: usize = 4;
 /// Bytes of one copied read, and so the most that one direction parks.
 pub(super) const COPY_LENGTH: usize = 64 << 10;
 
-/// A copied read of this size or more is a sign of bulk.
+/// A copied read of this size or more is a sign of bulk; one that fills the buffer is proof.
 const BULK: usize = 32 << 10;
 
 /// A spliced fill below this size is a sign that the bulk is over.
@@ -58,7 +58,7 @@ pub(super) enum Parked {
 /// How bytes are moved now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Through the scratch buffer; `bulk` full reads in a row.
+    /// Through the scratch buffer; `bulk` large reads in a row.
     Copy { bulk: u8 },
     /// Through a pipe; `small` fills in a row.
     Splice { small: u8 },
@@ -187,10 +187,11 @@ impl Flow {
     /// A copied read of `bytes` of at most [`COPY_LENGTH`].
     pub(super) fn note_copied(&mut self, bytes: usize) {
         if let Mode::Copy { bulk } = self.mode {
-            self.mode = match (bytes >= BULK, bulk + 1 >= SIGNS) {
-                (false, _) => Mode::Copy { bulk: 0 },
-                (true, false) => Mode::Copy { bulk: bulk + 1 },
-                (true, true) => Mode::Splice { small: 0 },
+            self.mode = match bytes {
+                COPY_LENGTH.. => Mode::Splice { small: 0 },
+                BULK.. if bulk + 1 >= SIGNS => Mode::Splice { small: 0 },
+                BULK.. => Mode::Copy { bulk: bulk + 1 },
+                _ => Mode::Copy { bulk: 0 },
             };
         }
     }
@@ -233,11 +234,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn r13_two_full_reads_promote_and_two_small_fills_demote() {
+    fn r13_a_full_read_or_two_large_ones_promote_and_two_small_fills_demote() {
         let mut flow = Flow::default();
         flow.note_copied(COPY_LENGTH);
+        assert_eq!(flow.mode, Mode::Splice { small: 0 });
+        let mut flow = Flow::default();
+        flow.note_copied(BULK);
         flow.note_copied(200);
-        flow.note_copied(COPY_LENGTH);
+        flow.note_copied(COPY_LENGTH - 1);
         assert_eq!(flow.mode, Mode::Copy { bulk: 1 });
         flow.note_copied(BULK);
         assert_eq!(flow.mode, Mode::Splice { small: 0 });

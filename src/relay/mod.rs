@@ -81,15 +81,24 @@ pub struct Meter {
 }
 
 /// Relays until the connection has ended, and closes both sockets with care.
-pub async fn run(client: Client, backend: Socket, resources: &Resources, meter: &Meter, control: Control<'_>) -> End {
+pub fn run<'a>(
+    client: Client,
+    backend: Socket,
+    resources: &'a Resources,
+    meter: &'a Meter,
+    control: Control<'a>,
+) -> impl Future<Output = End> + use<'a> {
     let mut pair = Pair { client, backend, up: Flow::default(), down: Flow::default(), first: None };
-    let end = pair.until_end(resources, meter, &control).await;
-    meter.end.set(Some(end));
-    // When both ends were read to their end, dropping the sockets sends the last FIN.
-    if !end.is_plain_close(pair.up.end, pair.down.end) {
-        Box::pin(close::pair(pair, end, resources)).await;
+    // Not an async fn, which would keep its arguments beside what is made of them.
+    async move {
+        let end = pair.until_end(resources, meter, &control).await;
+        meter.end.set(Some(end));
+        // When both ends were read to their end, dropping the sockets sends the last FIN.
+        if !end.is_plain_close(pair.up.end, pair.down.end) {
+            Box::pin(close::pair(pair, end, resources)).await;
+        }
+        end
     }
-    end
 }
 
 /// What may end a relay from outside.
@@ -115,7 +124,7 @@ struct Pair {
 
 impl Pair {
     async fn until_end(&mut self, resources: &Resources, meter: &Meter, control: &Control<'_>) -> End {
-        let mut timer = Timer::start(control.timeouts, control.alarm.now());
+        let mut timer = Timer::start(&control.timeouts, control.alarm.now());
         poll_fn(|cx| {
             if let Some(reason) = control.drain.poll_ended(cx) {
                 return Poll::Ready(reason.into());
@@ -224,8 +233,8 @@ impl Client {
         self.socket().left(unread).await
     }
 
-    /// Makes dropping it a reset: for a client that cannot be served.
-    pub fn reset_on_close(&self) {
+    /// Closes it by a reset: it cannot be served.
+    pub fn refuse(self) {
         self.socket().reset_on_close();
     }
 

@@ -32,8 +32,8 @@ pub(super) struct State {
 /// When a relay has been silent or alive for too long. Nothing is armed or disarmed per read: the alarm is set to
 /// the earliest moment at which a limit can be reached, and set again when it goes off too early.
 #[derive(Debug)]
-pub(super) struct Timer {
-    timeouts: Timeouts,
+pub(super) struct Timer<'a> {
+    timeouts: &'a Timeouts,
     half_closed: bool,
     last: Moment,
     born: Moment,
@@ -44,8 +44,8 @@ pub(super) struct Timer {
     set: Option<Moment>,
 }
 
-impl Timer {
-    pub(super) fn start(timeouts: Timeouts, now: Moment) -> Self {
+impl<'a> Timer<'a> {
+    pub(super) fn start(timeouts: &'a Timeouts, now: Moment) -> Self {
         Self { timeouts, half_closed: false, last: now, born: now, held: None, set: None }
     }
 
@@ -117,7 +117,7 @@ impl Timer {
 
     /// The silence that is allowed now, and what it is called.
     fn silence(&self) -> (Duration, End) {
-        let Timeouts { idle, half_closed, .. } = self.timeouts;
+        let &Timeouts { idle, half_closed, .. } = self.timeouts;
         let (limit, end) =
             if self.half_closed { (half_closed.min(idle), End::HalfClosedTimeout) } else { (idle, End::IdleTimeout) };
         // Activity is stamped with the time of the last tick, so it may be younger than it looks.
@@ -155,7 +155,7 @@ mod tests {
         let idle = limit.checked_sub(TICK).unwrap();
         let timeouts = Timeouts { idle, half_closed: idle, max_age: None };
         let start = clock::coarse();
-        let mut timer = Timer { timeouts, half_closed: false, last: start, born: start, held: None, set: None };
+        let mut timer = Timer { timeouts: &timeouts, half_closed: false, last: start, born: start, held: None, set: None };
         let at = |seconds| start.after(Duration::from_secs(seconds));
         assert_eq!(timer.next(start), limit / 2);
         assert_eq!(timer.look(at(4), 1000), Ok(()));

@@ -245,6 +245,7 @@ impl Gate {
         for (gauge, labels) in [
             ("sluicegate_listener_connections", &[][..]),
             ("sluicegate_backend_connections", &[]),
+            ("sluicegate_worker_connections", &[]),
             ("sluicegate_pipes", &[("state", "in_use")]),
         ] {
             let value = metrics.count(gauge, labels);

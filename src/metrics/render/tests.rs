@@ -212,6 +212,7 @@ fn a_scrape_says_exactly_what_was_counted() {
         cells.received_bytes.add(1 << 60);
         cells.tls_handshakes(TlsVersion::V1_3, Resumption::Resumed).add(2);
         registry.workers().at(worker).pipes_pooled.set(4);
+        registry.workers().at(worker).connections.set(9);
     }
     registry.workers().at(1).fallbacks.at(Fallback::SmallPipe).add(9);
     registry.count_reload(false);
@@ -226,6 +227,7 @@ fn a_scrape_says_exactly_what_was_counted() {
     is("sluicegate_connection_duration_seconds_bucket{listener=\"https\",le=\"0.5\"}", 3.0);
     is("sluicegate_tls_handshakes_total{listener=\"https\",version=\"1.3\",resumed=\"true\"}", 6.0);
     is("sluicegate_pipes{state=\"pooled\"}", 12.0);
+    is("sluicegate_worker_connections{worker=\"2\"}", 9.0);
     is("sluicegate_relay_fallbacks_total{from=\"splice\",to=\"copy\",reason=\"small_pipe\"}", 9.0);
     is("sluicegate_config_reloads_total{result=\"refused\"}", 1.0);
     is("sluicegate_config_last_reload_successful{}", 0.0);

@@ -91,10 +91,10 @@ impl TlsClient {
             backend.poll_recv_vectored(cx, slots.get_mut(..self.slots).unwrap_or_default(), room)
         };
         if let Poll::Ready(Ok(received)) = result {
-            // Four times as many when they were filled, one fewer step when not even a quarter was.
+            // A read that fills its slots says that more waits; one that needs a single slot, that the bulk is over.
             self.slots = match received {
-                _ if received == room => (self.slots * 4).min(MOST_SLOTS),
-                _ if received < room / 4 => (self.slots / 4).max(1),
+                _ if received == room => MOST_SLOTS,
+                _ if received <= MAX_PLAIN => 1,
                 _ => self.slots,
             };
         }
