@@ -41,6 +41,8 @@ pub struct Backend {
     pub address: SocketAddr,
     pub cells: Arc<PerWorker<BackendCells>>,
     weight: AtomicU16,
+    /// The weight of the configuration, which an operator may have changed.
+    written_weight: AtomicU16,
     /// Most connections at once; 0 is no limit.
     cap: AtomicU32,
     live: AtomicU32,
@@ -74,6 +76,7 @@ impl Backend {
             address: config.address,
             cells,
             weight: AtomicU16::new(0),
+            written_weight: AtomicU16::new(0),
             cap: AtomicU32::new(0),
             live: AtomicU32::new(0),
             health: AtomicU8::new(health as u8),
@@ -91,6 +94,11 @@ impl Backend {
     /// Its share of the traffic; 0 takes no new connections.
     pub fn weight(&self) -> u16 {
         self.weight.load(Ordering::Relaxed)
+    }
+
+    /// What the configuration says about it.
+    pub fn written_weight(&self) -> u16 {
+        self.written_weight.load(Ordering::Relaxed)
     }
 
     pub fn health(&self) -> Health {
@@ -167,10 +175,17 @@ impl Backend {
         u32::try_from(ramp.max(FIRST_SHARE.into())).unwrap_or(u32::MAX)
     }
 
-    /// Takes over what may change in the life of a backend.
+    /// Takes over what may change in the life of a backend. A weight that an operator has set holds until the configuration
+    /// has a new one.
     pub(crate) fn reconfigure(&self, config: &config::Backend) {
-        self.weight.store(config.weight, Ordering::Relaxed);
+        if self.written_weight.swap(config.weight, Ordering::Relaxed) != config.weight {
+            self.set_weight(config.weight);
+        }
         self.cap.store(config.max_connections.map_or(0, NonZeroU32::get), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_weight(&self, weight: u16) {
+        self.weight.store(weight, Ordering::Relaxed);
     }
 
     /// Notes that the pool it joins works already.

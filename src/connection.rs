@@ -6,11 +6,14 @@
 //! other, each in its own cells, and only sums are shown.
 
 mod search;
+mod sight;
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     net::SocketAddr,
     os::fd::OwnedFd,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -48,6 +51,8 @@ pub struct Admitted {
 /// A client that is served by one worker.
 #[derive(Debug)]
 pub struct Connection {
+    /// What the log and the operator know it by.
+    id: u64,
     frontend: Arc<Frontend>,
     local: Served,
     client: SocketAddr,
@@ -112,18 +117,29 @@ impl Connection {
     pub fn begin(admitted: Admitted, local: &Rc<Local>) {
         let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
         let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
-        let (local, notes) = (Served::by(local), RefCell::default());
-        let connection = Self { frontend, local, client, accepted, rule, _places: places, meter, notes };
+        let (id, local, notes) = (local.random(), Served::by(local), RefCell::default());
+        let connection = Self { id, frontend, local, client, accepted, rule, _places: places, meter, notes };
         tokio::task::spawn_local(connection.run(fd));
     }
 
     /// Serves the client and tells how it ended.
-    #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, for as long as the client stays")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps its arguments twice, for as long as the client stays"
+    )]
     fn run(self, fd: OwnedFd) -> impl Future<Output = ()> {
         async move {
             let watcher = self.local.drain.watcher();
             let mut ending = Ending { connection: &self, outcome: None };
-            ending.outcome = Some(match self.serve(fd, &watcher).await {
+            let mut serving = pin!(self.serve(fd, &watcher));
+            let served = poll_fn(|cx| {
+                if let Some(inquiry) = watcher.inquiry() {
+                    self.answer(&inquiry, &watcher);
+                }
+                serving.as_mut().poll(cx)
+            })
+            .await;
+            ending.outcome = Some(match served {
                 Ok(end) => end.into(),
                 Err(outcome) => outcome,
             });
@@ -201,7 +217,7 @@ impl Connection {
         };
         Record {
             ts: SystemTime::now(),
-            id: self.local.random(),
+            id: self.id,
             listener: Arc::clone(&self.frontend.name),
             client: self.client,
             sni: tls.as_ref().map_or(notes.sni.take(), |tls| tls.sni.clone()),
@@ -269,6 +285,7 @@ impl From<End> for Outcome {
             End::HalfClosedTimeout => Self::HalfClosedTimeout,
             End::MaxAge => Self::MaxAge,
             End::Drained => Self::Drained,
+            End::Killed => Self::Killed,
             End::BackendDown => Self::BackendDown,
         }
     }
@@ -279,6 +296,7 @@ impl From<Reason> for Outcome {
         match reason {
             Reason::Drained => Self::Drained,
             Reason::BackendDown => Self::BackendDown,
+            Reason::Killed => Self::Killed,
         }
     }
 }

@@ -11,13 +11,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     backend,
     connection::{Admitted, Connection},
+    drain::inquiry::{Answers, Filter},
     local::Local,
     metrics::Registry,
 };
@@ -25,15 +27,33 @@ use crate::{
 /// How many connections above the mean are no reason to do anything, however few there are.
 const SLACK: u64 = 16;
 
+/// How long a worker may take to answer. One that is stuck must not hold up who asks.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// Something that a worker has to do on its own thread.
 #[derive(Debug)]
 pub enum Command {
     /// Accepts no more, ends its connections, then itself.
     Stop,
+    /// Accepts no more and leaves its connections this long to end by themselves, then ends as `Stop` does.
+    Drain(Duration),
+    /// Asks its connections who they are.
+    Ask(Question),
     /// Ends its connections to this backend.
     EndBackend(backend::Id),
     /// Serves a client that another worker accepted and admitted.
     Adopt { client: Admitted, waiting: Waiting },
+}
+
+/// A question to the connections of one worker.
+#[derive(Debug)]
+pub struct Question {
+    pub filter: Filter,
+    /// Whether those that are meant have to end.
+    pub ends: bool,
+    /// Most of them that are described.
+    pub most: usize,
+    pub reply: oneshot::Sender<Answers>,
 }
 
 /// Sends commands to one worker.
@@ -76,6 +96,39 @@ impl Crew {
 
     pub fn handles(&self) -> &[Handle] {
         &self.handles
+    }
+
+    /// Sends the same to every worker.
+    pub fn tell(&self, command: impl Fn() -> Command) {
+        for handle in &self.handles {
+            // A worker that has ended needs no telling.
+            let _ = handle.send(command());
+        }
+    }
+
+    /// Asks the connections of every worker who they are, and ends those that are meant if `ends`. At most `most` are
+    /// described.
+    pub async fn ask(&self, filter: &Filter, ends: bool, most: usize) -> Answers {
+        let ask = |handle: &Handle| {
+            let (reply, answer) = oneshot::channel();
+            let question = Question { filter: filter.clone(), ends, most, reply };
+            handle.send(Command::Ask(question)).ok().map(|()| answer)
+        };
+        // All of them are asked before the first answer is waited for.
+        let answers: Vec<_> = self.handles.iter().filter_map(ask).collect();
+        let mut all = Answers::default();
+        for answer in answers {
+            if let Ok(Ok(answer)) = tokio::time::timeout(ANSWER, answer).await {
+                all.add(answer);
+            }
+        }
+        all.sights.truncate(most);
+        all
+    }
+
+    /// Connections of all workers.
+    pub fn connections(&self) -> u64 {
+        self.registry.workers().sum(|cells| cells.connections.value())
     }
 
     /// Has a client served by the worker that accepted it, or by a less loaded one.

@@ -1,6 +1,12 @@
 //! The accept loop. It has no error exit (traps A2), and it does not spin when descriptors run out (traps A1).
 
-use std::{future::poll_fn, io, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     connection,
@@ -17,18 +23,22 @@ const BATCH: usize = 16;
 /// How long a listener rests when the host has nothing left to accept with.
 const REST: Duration = Duration::from_millis(100);
 
-/// Accepts until the worker is told to stop.
+/// How long who waits in the queue of a socket is still served when it is to be closed: new ones may come all the time.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Accepts until the worker is told to stop. Who has been connected by the kernel by then is served (traps L8).
 pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local>, crew: Arc<Crew>) {
-    let watcher = local.drain.watcher();
+    let serve = |(fd, client)| {
+        if let Some(client) = connection::admit(fd, client, &frontend, local.index) {
+            crew.serve(client, &local);
+        }
+    };
+    let watcher = local.doors.watcher();
     let accepting = async {
         loop {
             for _ in 0..BATCH {
                 match poll_fn(|cx| acceptor.poll_accept(cx)).await {
-                    Ok((fd, client)) => {
-                        if let Some(client) = connection::admit(fd, client, &frontend, local.index) {
-                            crew.serve(client, &local);
-                        }
-                    }
+                    Ok(client) => serve(client),
                     Err(error) => {
                         if pause(&error, &frontend, &local) {
                             tokio::time::sleep(REST).await;
@@ -40,6 +50,15 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
         }
     };
     let _: Result<(), _> = watcher.unless_ended(accepting).await;
+    let begin = Instant::now();
+    while begin.elapsed() < LAST {
+        match acceptor.accept_now() {
+            Ok(Some(client)) => serve(client),
+            Ok(None) => break,
+            Err(error) if pause(&error, &frontend, &local) => tokio::time::sleep(REST).await,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Counts an error; true if trying again at once would only fail again.

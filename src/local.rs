@@ -18,7 +18,10 @@ pub struct Local {
     pub resources: Resources,
     /// TLS records by rustls instead of our own record layer.
     pub rustls_records: bool,
+    /// Its connections.
     pub drain: Rc<Drain>,
+    /// Its accept loops, which end before the connections do.
+    pub doors: Rc<Drain>,
     pub alarms: Rc<Alarms>,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
@@ -47,6 +50,7 @@ impl Local {
             resources,
             rustls_records,
             drain: Rc::default(),
+            doors: Rc::default(),
             alarms: Rc::default(),
             registry,
             log,

@@ -44,6 +44,8 @@ pub enum Outcome {
     BackendDown,
     /// The process was told to stop.
     Drained,
+    /// The operator ended it.
+    Killed,
     /// No descriptors or memory for this connection.
     OutOfResources,
     /// A bug of ours; the connection ended alone.
@@ -52,7 +54,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -73,6 +75,7 @@ impl Outcome {
         Self::QueueTimeout,
         Self::BackendDown,
         Self::Drained,
+        Self::Killed,
         Self::OutOfResources,
         Self::Internal,
     ];
@@ -101,6 +104,7 @@ impl Outcome {
             Self::QueueTimeout => "queue_timeout",
             Self::BackendDown => "backend_down",
             Self::Drained => "drained",
+            Self::Killed => "killed",
             Self::OutOfResources => "out_of_resources",
             Self::Internal => "internal",
         }

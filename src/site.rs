@@ -19,10 +19,23 @@ use crate::{
 pub struct Site {
     /// In the order of the listeners.
     pub frontends: Vec<Arc<Frontend>>,
-    pools: Vec<Arc<Pool>>,
+    /// In the order of the pools.
+    pub pools: Vec<Arc<Pool>>,
     process: Arc<Limit>,
     certificates: Vec<CertificateGauges>,
+    served_certificates: Vec<ServedCertificate>,
     prefixes: Vec<PrefixGauges>,
+}
+
+/// A certificate of one listener, as people want to see it.
+#[derive(Debug, Clone)]
+pub struct ServedCertificate {
+    pub listener: String,
+    pub file: String,
+    pub names: Vec<String>,
+    /// Unix seconds.
+    pub not_before: i64,
+    pub not_after: i64,
 }
 
 impl Site {
@@ -57,7 +70,19 @@ impl Site {
         let rules = config.firewall.rules.iter().zip(&loaded.prefixes);
         let prefixes =
             rules.map(|(rule, &(v4, v6))| PrefixGauges { rule: rule.name.clone(), v4: v4 as u64, v6: v6 as u64 });
-        Ok(Self { frontends, pools, process, certificates: certificates(loaded), prefixes: prefixes.collect() })
+        Ok(Self {
+            frontends,
+            pools,
+            process,
+            certificates: certificates(loaded),
+            served_certificates: served_certificates(loaded),
+            prefixes: prefixes.collect(),
+        })
+    }
+
+    /// The certificates of every listener, in the order they are written.
+    pub fn served_certificates(&self) -> impl Iterator<Item = &ServedCertificate> {
+        self.served_certificates.iter()
     }
 
     /// What is set rather than counted, as it is now.
@@ -106,6 +131,21 @@ fn pool_gauges(pool: &Pool, now: Moment) -> PoolGauges {
         *state += 1;
     }
     gauges
+}
+
+fn served_certificates(loaded: &Loaded) -> Vec<ServedCertificate> {
+    let listeners = loaded.config.listeners.iter().zip(&loaded.listeners);
+    let served = listeners.flat_map(|(listener, materials)| {
+        let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
+        files.zip(&materials.certificates).map(|(files, certificate)| ServedCertificate {
+            listener: listener.name.clone(),
+            file: files.cert.value.display().to_string(),
+            names: certificate.names.clone(),
+            not_before: certificate.not_before,
+            not_after: certificate.not_after,
+        })
+    });
+    served.collect()
 }
 
 /// Each certificate file once, by the name it has in the configuration.

@@ -12,6 +12,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use rustls::crypto::CryptoProvider;
@@ -24,7 +25,10 @@ use tracing::{info, warn};
 
 use crate::{
     access_log::{self, AccessLog},
-    admin,
+    admin::{
+        self,
+        control::{Control, View},
+    },
     config::{
         self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
@@ -60,6 +64,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Gate {
     pub limits: Limits,
+    /// How long connections may take to end by themselves when the process stops.
+    drain: Duration,
     admin_address: SocketAddr,
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     ports: Vec<Port>,
@@ -124,6 +130,7 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let registry = Arc::new(Registry::new(limits.workers));
     let site = Site::build(loaded, limits.connections, provider, &registry)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let site = Arc::new(site);
     let shared = options.reuseport && limits.workers > 1;
     let ports = ports::bind(config, if shared { limits.workers } else { 1 })?;
     let (admin_listener, admin_address) = bind_admin(config)?;
@@ -141,14 +148,45 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         allow: config.admin.allow.clone(),
         hosts: Vec::new(),
         ready: AtomicBool::new(true),
-        metrics: Box::new(move |format| render(&registry, &site.gauges(), format)),
+        metrics: Box::new({
+            let site = Arc::clone(&site);
+            move |format| render(&registry, &site.gauges(), format)
+        }),
     });
+    let addresses = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
+    let control = Arc::new(control(&admin, &workers.crew, &site, addresses));
     let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
     let admin_socket = admin_socket.map(|(listener, file)| {
-        admin_tasks.push(tokio::spawn(admin::serve_unix(listener, Arc::clone(&admin))));
+        admin_tasks.push(tokio::spawn(admin::serve_unix(listener, control)));
         file
     });
-    Ok(Gate { limits, admin_address, ports, workers, admin, admin_tasks, _admin_socket: admin_socket, log: guard })
+    Ok(Gate {
+        limits,
+        drain: config.drain,
+        admin_address,
+        ports,
+        workers,
+        admin,
+        admin_tasks,
+        _admin_socket: admin_socket,
+        log: guard,
+    })
+}
+
+/// What the admin socket shows and changes.
+fn control(
+    state: &Arc<admin::State>,
+    crew: &Arc<Crew>,
+    site: &Arc<Site>,
+    addresses: Arc<[(Arc<str>, SocketAddr)]>,
+) -> Control {
+    let site = Arc::clone(site);
+    Control {
+        state: Arc::clone(state),
+        crew: Arc::clone(crew),
+        view: Box::new(move || View { site: Arc::clone(&site), addresses: Arc::clone(&addresses), checks: Vec::new() }),
+        started: Instant::now(),
+    }
 }
 
 impl Gate {
@@ -157,28 +195,32 @@ impl Gate {
         self.ports.iter().map(|port| (&*port.name, port.address)).chain([("admin", self.admin_address)])
     }
 
-    /// Ends every connection and every thread, and writes the log out.
-    pub async fn stop(self) {
+    /// Takes no new connections and leaves the live ones the time that the configuration gives them; when `hurry` is ready,
+    /// they end at once. Then ends every thread and writes the log out.
+    pub async fn leave(self, hurry: impl Future<Output = ()>) {
         self.admin.ready.store(false, Ordering::Relaxed);
-        // On another thread, so that the admin listener says "not ready" meanwhile.
-        let _ = tokio::task::spawn_blocking(|| self.workers.join()).await;
-        self.admin_tasks.iter().for_each(Task::abort);
+        let crew = Arc::clone(&self.workers.crew);
+        info!(connections = crew.connections(), seconds = self.drain.as_secs_f64(), "draining");
+        // Workers hold duplicates: the last of a socket closes when its queue is empty.
         drop(self.ports);
+        crew.tell(|| Command::Drain(self.drain));
+        // On another thread, so that the admin listener says "not ready" meanwhile.
+        let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
+        tokio::select! {
+            _ = &mut ended => {}
+            () = hurry => {
+                crew.tell(|| Command::Stop);
+                let _ = ended.await;
+            }
+        }
+        self.admin_tasks.iter().for_each(Task::abort);
         drop(self.log);
     }
 }
 
 impl Workers {
-    fn stop(&self) {
-        for handle in self.crew.handles() {
-            // A worker that has ended needs no telling.
-            let _ = handle.send(Command::Stop);
-        }
-    }
-
-    /// Stops them and waits until they have ended.
+    /// Waits until they have ended; somebody has told them.
     fn join(mut self) {
-        self.stop();
         for thread in self.threads.drain(..) {
             // A worker that panicked has said so already.
             let _ = thread.join();
@@ -188,7 +230,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.stop();
+        self.crew.tell(|| Command::Stop);
     }
 }
 

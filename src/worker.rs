@@ -16,7 +16,8 @@ use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
     connection::Connection,
-    crew::{Command, Crew, Inbox},
+    crew::{Command, Crew, Inbox, Question},
+    drain::{fade::Fade, inquiry::Inquiry},
     frontend::Frontend,
     listener,
     local::Local,
@@ -44,8 +45,11 @@ pub struct Assignment {
     pub seed: u64,
 }
 
-/// How long connections may take to say goodbye when the process stops.
+/// How long connections may take to say goodbye when all have to end at once.
 const GOODBYE: Duration = relay::PATIENCE.saturating_add(Duration::from_millis(500));
+
+/// The same when there was time to end before.
+const HASTE: Duration = Duration::from_millis(400);
 
 /// Starts the thread, which does what it finds in `inbox`. It says through `ready` when it accepts, or why it does not.
 pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) -> io::Result<JoinHandle<()>> {
@@ -77,30 +81,109 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
     }
     let _ = ready.send(Ok(()));
     drop(ready);
-    obey(&mut inbox, &local).await;
-    local.drain.trigger();
-    let deadline = Instant::now() + GOODBYE;
-    // Each task holds it: when we are alone, everyone has ended.
-    while Rc::strong_count(&local) > 1 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let patience = work_until_told(&mut inbox, &local).await;
+    leave(&mut inbox, &local, patience).await;
     ticking.abort();
 }
 
-/// Does what it is told until it is told to stop. What was sent before the others knew is still done: a client that
-/// comes so ends as the rest of ours do.
-async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
+/// Does what it is told, until that is to leave: within the time that it gives.
+async fn work_until_told(inbox: &mut Inbox, local: &Rc<Local>) -> Duration {
     while let Some(command) = inbox.next().await {
         match command {
-            Command::Stop => {
-                local.drain.trigger();
-                inbox.close();
-            }
-            Command::EndBackend(backend) => local.drain.end_backend(backend),
-            Command::Adopt { client, waiting } => {
-                Connection::begin(client, local);
-                drop(waiting);
-            }
+            Command::Drain(patience) => return patience,
+            Command::Stop => break,
+            command => obey(command, local).await,
         }
+    }
+    Duration::ZERO
+}
+
+/// Accepts no more, and waits until the connections have ended: first by themselves, then one after the other, in the end
+/// all at once (traps L8).
+async fn leave(inbox: &mut Inbox, local: &Rc<Local>, patience: Duration) {
+    local.doors.trigger();
+    let mut departure = Departure::new(patience, local);
+    // Each task holds it: when we are alone, everyone has ended.
+    let alone = || Rc::strong_count(local) == 1;
+    loop {
+        departure.advance(local);
+        if local.drain.is_triggered() || alone() {
+            // What was sent before the others knew is still done: a client that comes so ends as the rest of ours do.
+            inbox.close();
+        }
+        match tokio::time::timeout(departure.pause(local), inbox.next()).await {
+            Ok(Some(Command::Stop)) => departure.hurry(),
+            Ok(Some(Command::Drain(_))) => {}
+            Ok(Some(command)) => obey(command, local).await,
+            Ok(None) if alone() || departure.is_over() => return,
+            Ok(None) => tokio::time::sleep(departure.pause(local)).await,
+            Err(_) if departure.is_over() => return,
+            Err(_) => {}
+        }
+    }
+}
+
+async fn obey(command: Command, local: &Rc<Local>) {
+    match command {
+        Command::EndBackend(backend) => local.drain.end_backend(backend),
+        Command::Adopt { client, waiting } => {
+            Connection::begin(client, local);
+            drop(waiting);
+        }
+        Command::Ask(Question { filter, ends, most, reply }) => {
+            // Who asked may have lost patience.
+            let _ = reply.send(local.drain.ask(Inquiry::new(filter, ends, most)).await);
+        }
+        Command::Stop | Command::Drain(_) => {}
+    }
+}
+
+/// A worker on its way out.
+#[derive(Debug)]
+struct Departure {
+    began: Instant,
+    fade: Fade,
+    /// Connections when the first was told to end.
+    count: Option<usize>,
+    luck: u32,
+    /// When it ends, whoever is still there.
+    end: Instant,
+}
+
+impl Departure {
+    fn new(patience: Duration, local: &Local) -> Self {
+        let began = Instant::now();
+        let fade = Fade::within(patience);
+        let goodbye = if patience.is_zero() { GOODBYE } else { HASTE };
+        let luck = u32::try_from(local.random() >> 32).unwrap_or_default();
+        Self { began, fade, count: None, luck, end: began + patience.max(fade.over() + goodbye) }
+    }
+
+    /// Tells those to end whose time has come.
+    fn advance(&mut self, local: &Local) {
+        let elapsed = self.began.elapsed();
+        if !self.fade.has_begun(elapsed) || local.drain.is_triggered() {
+            return;
+        }
+        let count = *self.count.get_or_insert_with(|| local.drain.staying());
+        match self.fade.keep(elapsed, count, self.luck) {
+            0 if elapsed >= self.fade.over() => local.drain.trigger(),
+            keep => local.drain.thin_out(keep),
+        }
+    }
+
+    /// Everyone has to end now.
+    fn hurry(&mut self) {
+        self.fade = Fade::within(Duration::ZERO);
+        self.end = self.end.min(Instant::now() + HASTE);
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+
+    /// Until it looks again; never the same, so that workers do not fall into step.
+    fn pause(&self, local: &Local) -> Duration {
+        Duration::from_millis(2 + local.random() % 8)
     }
 }

@@ -21,6 +21,7 @@ mod https;
 mod kernel;
 mod limits;
 mod metrics;
+mod operate;
 mod relay;
 mod spread;
 mod support;

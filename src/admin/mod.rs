@@ -1,8 +1,12 @@
-//! The admin HTTP server: read-only, for scrapers, probes and people with curl.
+//! The admin HTTP server. Over TCP it is read-only, for scrapers, probes and people with curl; the unix socket also shows
+//! the state in full and takes changes ([`api`]), for its owner alone.
 //!
 //! It runs on the control thread. One request per connection and a bound on everything, because a monitoring port is where
 //! scanners and browsers knock: connections, header size and time, total time.
 
+pub mod answers;
+mod api;
+pub mod control;
 mod guard;
 
 use std::{
@@ -17,7 +21,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::State as Shared,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -37,6 +41,8 @@ use tokio::{
 };
 
 use crate::{address::canonical_ip, cidr::Cidr, metrics::Format};
+use api::Peer;
+use control::Control;
 
 /// Writes a scrape. It is called on the control thread and must not wait for anything.
 pub type Scrape = Box<dyn Fn(Format) -> String + Send + Sync>;
@@ -53,8 +59,9 @@ pub struct State {
     pub metrics: Scrape,
 }
 
-/// A request is short and an answer takes one write: 64 is far beyond every honest use.
+/// A request is short and an answer takes one write: 64 is far beyond every honest use. Operators are fewer.
 const MAX_CONNECTIONS: usize = 64;
+const MAX_OPERATORS: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// From accept to close, so that a client that does not read its answer is gone too.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,14 +75,15 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
     serve_with(listener, state, HEADER_TIMEOUT).await;
 }
 
-/// As [`serve`], on a unix socket: the file mode says who may connect, and no web page can.
-pub async fn serve_unix(listener: UnixListener, state: Arc<State>) {
-    serve_door(Door::Unix(listener), state, HEADER_TIMEOUT).await;
+/// As [`serve`], on a unix socket, with changes: the file mode says who may connect, and no web page can.
+pub async fn serve_unix(listener: UnixListener, control: Arc<Control>) {
+    let router = router(&control.state).merge(api::router(&control));
+    serve_door(Door::Unix(listener), router, Arc::clone(&control.state), HEADER_TIMEOUT).await;
 }
 
 async fn serve_with(listener: TcpListener, state: Arc<State>, header_timeout: Duration) {
     let Ok(bound) = listener.local_addr() else { return };
-    serve_door(Door::Tcp(listener, bound), state, header_timeout).await;
+    serve_door(Door::Tcp(listener, bound), router(&state), state, header_timeout).await;
 }
 
 /// Where clients come in.
@@ -91,13 +99,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 impl Door {
     /// `None`: a client that may not connect.
-    async fn accept(&self, state: &State) -> io::Result<Option<Box<dyn Stream>>> {
+    async fn accept(&self, state: &State) -> io::Result<Option<(Box<dyn Stream>, Option<Peer>)>> {
         match self {
             Self::Tcp(listener, _) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok(allowed(state, peer).then(|| Box::new(stream) as _))
+                Ok(allowed(state, peer).then(|| (Box::new(stream) as _, None)))
             }
-            Self::Unix(listener) => Ok(Some(Box::new(listener.accept().await?.0))),
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred().ok().map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
+                Ok(Some((Box::new(stream), peer)))
+            }
+        }
+    }
+
+    /// Most connections at once.
+    fn seats(&self) -> usize {
+        match self {
+            Self::Tcp(..) => MAX_CONNECTIONS,
+            Self::Unix(_) => MAX_OPERATORS,
         }
     }
 
@@ -110,23 +130,23 @@ impl Door {
     }
 }
 
-async fn serve_door(door: Door, state: Arc<State>, header_timeout: Duration) {
-    let router = router(&state);
-    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeout: Duration) {
+    let seats = Arc::new(Semaphore::new(door.seats()));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
         let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
-        let stream = match door.accept(&state).await {
-            Ok(Some(stream)) => stream,
+        let (stream, peer) = match door.accept(&state).await {
+            Ok(Some(client)) => client,
             Ok(None) => continue,
             Err(_) => {
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let connection = connection(stream, door.bound(), router.clone(), Arc::clone(&state), header_timeout);
+        let router = router.clone().layer(Extension(peer));
+        let connection = connection(stream, door.bound(), router, Arc::clone(&state), header_timeout);
         connections.spawn(async move {
             // Both errors mean that it is over: too slow, or nothing we could answer.
             let _ = time::timeout(TOTAL_TIMEOUT, connection).await;

@@ -1,8 +1,8 @@
 //! `check`: the verdict that `run` would give, without running.
 
-use std::{collections::BTreeSet, io::Write};
+use std::collections::BTreeSet;
 
-use super::{ConfigArgument, Failure, load_file, provider};
+use super::{ConfigArgument, Failure, load_file, provider, say};
 use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
@@ -57,10 +57,6 @@ fn check_json(arguments: &Arguments) -> Result<(), Failure> {
     });
     say(&answer.to_string())?;
     if ok { Ok(()) } else { Err(Failure::refused(Vec::new(), &source)) }
-}
-
-fn say(line: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Other(error.into()))
 }
 
 /// `2 listeners, 1 pool, 3 backends (active-active), 812344 deny prefixes`

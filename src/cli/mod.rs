@@ -1,9 +1,15 @@
 //! The command line: one file per verb, and what they share.
 
+mod ask;
+mod backend;
+mod certificates;
 mod check;
+mod connections;
 mod demo;
 mod run;
 mod signals;
+mod status;
+mod table;
 mod up;
 
 use std::{
@@ -22,8 +28,9 @@ use crate::{
     tls::acceptor,
 };
 
-/// Exit codes (product contract): the input is wrong; the command line is.
+/// Exit codes (product contract): the input is wrong; no process answers; the command line is wrong.
 const WRONG_INPUT: u8 = 1;
+const UNREACHABLE: u8 = 2;
 const USAGE: u8 = 64;
 
 /// Where the configuration is when nobody says.
@@ -47,6 +54,16 @@ enum Verb {
     Check(check::Arguments),
     /// Run without a configuration file: HTTPS for HOST in front of some backends
     Up(up::Arguments),
+    /// Show the running process: listeners, pools, backends, and what differs from the file
+    Status(status::Arguments),
+    /// Take a backend of the running process out of the traffic, in again, or give it another weight
+    Backend(backend::Arguments),
+    /// List the connections of the running process
+    Conns(connections::List),
+    /// End connections of the running process
+    Kill(connections::Kill),
+    /// The certificates of the running process
+    Cert(certificates::Arguments),
 }
 
 /// Which configuration file.
@@ -71,6 +88,11 @@ pub fn main() -> ExitCode {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::check(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
+        Verb::Status(arguments) => status::status(&arguments),
+        Verb::Backend(arguments) => backend::backend(&arguments),
+        Verb::Conns(arguments) => connections::list(&arguments),
+        Verb::Kill(arguments) => connections::kill(&arguments),
+        Verb::Cert(arguments) => certificates::certificates(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,6 +104,10 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(WRONG_INPUT)
         }
+        Err(Failure::Unreachable(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(UNREACHABLE)
+        }
     }
 }
 
@@ -91,6 +117,8 @@ enum Failure {
     /// The configuration is wrong, or cannot be put to work here.
     Refused(Refused),
     Other(anyhow::Error),
+    /// No running process answers.
+    Unreachable(anyhow::Error),
 }
 
 /// Diagnostics and the text they point into.
@@ -138,6 +166,11 @@ fn print_diagnostics(refused: &Refused) {
     let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+}
+
+/// Prints to standard output.
+fn say(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(|error| Failure::Other(error.into()))
 }
 
 fn provider() -> Arc<CryptoProvider> {

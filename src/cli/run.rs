@@ -49,8 +49,13 @@ pub(super) fn serve(
         announce(&gate);
         started(&gate)?;
         let signal = signals.stop().await;
-        info!(signal, "stopping");
-        gate.stop().await;
+        info!(signal, "stopping; a second signal ends every connection at once");
+        let hurry = async {
+            let signal = signals.stop().await;
+            info!(signal, "ending every connection");
+        };
+        gate.leave(hurry).await;
+        info!("stopped");
         Ok(())
     })
 }

@@ -29,6 +29,11 @@ pub const MAX_BYTES: usize = 8 << 20;
 /// Where the admin listens unless the file says otherwise.
 pub const DEFAULT_ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
+/// Where the command line looks for the process unless the file says otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/sluicegate/admin.sock";
+
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     pool: pool::Timeouts { connect: Duration::from_secs(3), queue: Duration::from_secs(5) },
     listener: ListenerTimeouts {
@@ -88,6 +93,7 @@ fn convert(file: &File) -> Option<Config> {
         global: global(&file.global),
         admin: admin(&file.admin),
         log: log(&file.log),
+        drain: value(&file.timeouts.drain, DEFAULT_DRAIN),
         firewall: Firewall {
             default: value(&file.firewall.default, Action::Allow),
             deny_action: value(&file.firewall.deny_action, DenyAction::Drop),

@@ -58,6 +58,7 @@ pub struct Timeouts {
     pub half_closed: Written<Duration>,
     pub max_age: Written<Duration>,
     pub queue: Written<Duration>,
+    pub drain: Written<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +116,7 @@ pub const GLOBAL: Schema = Schema { name: "[global]", keys: &["workers", "max_co
 pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "socket", "allow"] };
 pub const LOG: Schema = Schema { name: "[log]", keys: &["access", "format", "level"] };
 pub const TIMEOUTS: Schema =
-    Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue"] };
+    Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue", "drain"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
 pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };

@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-pub use convert::{DEFAULT_ADMIN_BIND, MAX_BYTES, parse, too_large};
+pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, parse, too_large};
 pub use diagnostic::Diagnostic;
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
@@ -44,6 +44,8 @@ pub struct Config {
     pub global: Global,
     pub admin: Admin,
     pub log: Log,
+    /// How long connections may take to end by themselves when the process stops.
+    pub drain: Duration,
     pub firewall: Firewall,
     /// In the order of the file; at least one.
     pub listeners: Vec<Listener>,

@@ -115,6 +115,7 @@ pub fn timeouts(parent: &Table, title: &str, schema: &Schema, report: &mut Repor
         half_closed: read("half_closed", YEAR),
         max_age: read("max_age", YEAR_OR_NEVER),
         queue: read("queue", DAY_OR_NEVER),
+        drain: read("drain", DAY_OR_NEVER),
     }
 }
 

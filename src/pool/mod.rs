@@ -25,7 +25,7 @@ pub use search::{Pick, Search};
 
 use crate::{
     backend::{Backend, Health},
-    balance::{Member, Picker, Request},
+    balance::{Balance, Request},
     config::{self, OnAllDown, OnDown, Outlier},
     metrics::{PerWorker, PoolCells, Registry},
     moment::Moment,
@@ -37,6 +37,7 @@ use tier::Tier;
 #[derive(Debug)]
 pub struct Pool {
     pub name: Arc<str>,
+    pub balance: Balance,
     /// Other backends of the same role tried while no client byte was forwarded.
     pub retries: u32,
     /// One connect attempt.
@@ -50,6 +51,7 @@ pub struct Pool {
     pub queue_timeout: Duration,
     active: Tier,
     backup: Tier,
+    hash_key: [u8; 16],
     rules: Rules,
     /// Who waits for room. Shared with the pools of the same name before and after this one.
     queue: Arc<Queue>,
@@ -87,8 +89,6 @@ impl Pool {
     ) -> Self {
         let tier = |role| {
             let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
-            let identities: Vec<_> =
-                members.iter().map(|backend| Member { name: &backend.name, weight: backend.weight }).collect();
             let backends = members.iter().map(|member| {
                 if let Some(known) = old.and_then(|old| old.known(member)) {
                     known.reconfigure(member);
@@ -104,11 +104,12 @@ impl Pool {
                 }
                 Arc::new(backend)
             });
-            Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
+            Tier::new(backends.collect(), config.balance, hash_key)
         };
         let backups = u32::from(config.backends.iter().any(|backend| backend.role == config::Role::Backup));
         Self {
             name: config.name.as_str().into(),
+            balance: config.balance,
             retries: config.retries,
             connect_timeout: config.connect_timeout,
             cells: registry.pool(&config.name),
@@ -117,6 +118,7 @@ impl Pool {
             queue_timeout: config.queue,
             active: tier(config::Role::Active),
             backup: tier(config::Role::Backup),
+            hash_key: *hash_key,
             rules: Rules {
                 outlier: config.outlier,
                 slow_start: config.slow_start,
@@ -141,6 +143,22 @@ impl Pool {
     /// Every backend, active ones first.
     pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.active.backends.iter().chain(&self.backup.backends)
+    }
+
+    pub fn active(&self) -> &[Arc<Backend>] {
+        &self.active.backends
+    }
+
+    pub fn backup(&self) -> &[Arc<Backend>] {
+        &self.backup.backends
+    }
+
+    /// Gives a backend another weight than the configuration does, until the configuration gives it a new one.
+    pub fn set_weight(&self, backend: &Backend, weight: u16) {
+        backend.set_weight(weight);
+        for tier in [&self.active, &self.backup].into_iter().filter(|tier| tier.has(backend)) {
+            tier.weigh(self.balance, &self.hash_key);
+        }
     }
 
     /// What a check found. Tells when every backend has gone down (`Some(true)`), and when that is over (`Some(false)`):

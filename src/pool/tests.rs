@@ -168,3 +168,24 @@ fn l6_an_unchanged_backend_survives_a_new_configuration() {
     let slow = Duration::from_secs(10);
     assert!(nth(&new, 2).warmth(at(9), slow) < u32::MAX, "it is new in a pool that works");
 }
+
+#[test]
+fn a_weight_set_by_the_operator_holds_until_the_configuration_has_a_new_one() {
+    let mut config = config(&[Active, Active, Backup]);
+    config.balance = Balance::LeastConn;
+    let registry = Registry::new(1);
+    let pool = Pool::new(&config, &[0; 16], &registry, None, at(0));
+    let picks = |pool: &Pool| {
+        let picks = (0..100).filter_map(|_| lease(pool.pick(&mut begin(pool), at(0))));
+        picks.filter(|lease| &*lease.backend().name == "b0").count()
+    };
+    assert_eq!(picks(&pool), 50);
+    pool.set_weight(&pool.active()[0], 0);
+    assert_eq!((picks(&pool), pool.active()[0].written_weight()), (0, 1));
+    let unchanged = Pool::new(&config, &[0; 16], &registry, Some(&pool), at(1));
+    assert_eq!((picks(&unchanged), unchanged.active()[0].weight()), (0, 0));
+    config.backends[0].weight = 2;
+    let changed = Pool::new(&config, &[0; 16], &registry, Some(&unchanged), at(2));
+    assert_eq!((changed.active()[0].weight(), changed.active()[0].written_weight()), (2, 2));
+    assert!(picks(&changed) > 50);
+}

@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
+
 use super::{Lease, Pick, queue::Queue};
 use crate::{
     backend::{Backend, Health, Id},
-    balance::{Picker, Request},
+    balance::{Balance, Member, Picker, Request},
     moment::Moment,
 };
 
@@ -13,7 +15,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Tier {
     pub(super) backends: Vec<Arc<Backend>>,
-    pub(super) picker: Picker,
+    /// For the weights as they are; an operator may change them.
+    picker: ArcSwap<Picker>,
 }
 
 /// What is asked of a backend, less and less.
@@ -39,6 +42,16 @@ pub(super) struct Look<'a> {
 }
 
 impl Tier {
+    pub(super) fn new(backends: Vec<Arc<Backend>>, balance: Balance, hash_key: &[u8; 16]) -> Self {
+        let picker = ArcSwap::from_pointee(picker(&backends, balance, hash_key));
+        Self { backends, picker }
+    }
+
+    /// Follows weights that have changed.
+    pub(super) fn weigh(&self, balance: Balance, hash_key: &[u8; 16]) {
+        self.picker.store(Arc::new(picker(&self.backends, balance, hash_key)));
+    }
+
     pub(super) fn pick(&self, look: &Look<'_>, queue: Option<&Arc<Queue>>) -> Pick {
         loop {
             let Some(backend) = self.choose(look) else {
@@ -55,16 +68,23 @@ impl Tier {
     /// By the policy; one in slow start that is not welcome now is still better than none.
     fn choose(&self, look: &Look<'_>) -> Option<&Arc<Backend>> {
         let at = |index: usize| self.backends.get(index);
+        let picker = self.picker.load();
         let load = |index| at(index).map_or(u32::MAX, |backend| backend.live());
         let possible = |index| at(index).is_some_and(|backend| look.allows(backend) && backend.has_room());
         let welcome = |index| {
             let warmth = at(index).map_or(u32::MAX, |backend| backend.warmth(look.now, look.slow_start));
-            warmth == u32::MAX || self.picker.welcomes(look.request, index, warmth)
+            warmth == u32::MAX || picker.welcomes(look.request, index, warmth)
         };
         let eligible = |index| possible(index) && welcome(index);
-        let index = self.picker.pick(look.request, load, eligible);
-        index.or_else(|| self.picker.pick(look.request, load, possible)).and_then(at)
+        let index = picker.pick(look.request, load, eligible);
+        index.or_else(|| picker.pick(look.request, load, possible)).and_then(at)
     }
+}
+
+fn picker(backends: &[Arc<Backend>], balance: Balance, hash_key: &[u8; 16]) -> Picker {
+    let members = backends.iter().map(|backend| Member { name: &backend.name, weight: backend.weight() });
+    let members: Vec<_> = members.collect();
+    Picker::build(balance, &members, hash_key)
 }
 
 impl Look<'_> {

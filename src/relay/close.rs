@@ -58,7 +58,8 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
         | End::IdleTimeout
         | End::HalfClosedTimeout
         | End::MaxAge
-        | End::Drained => {
+        | End::Drained
+        | End::Killed => {
             tokio::join!(goodbye(client, to_client, resources), end_with(backend, to_backend, resources));
         }
     }

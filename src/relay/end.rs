@@ -39,6 +39,8 @@ pub enum End {
     HalfClosedTimeout,
     MaxAge,
     Drained,
+    /// The operator ended it.
+    Killed,
     /// The backend went down, and its connections end with it.
     BackendDown,
 }
@@ -70,6 +72,7 @@ impl From<Reason> for End {
         match reason {
             Reason::Drained => Self::Drained,
             Reason::BackendDown => Self::BackendDown,
+            Reason::Killed => Self::Killed,
         }
     }
 }

@@ -87,17 +87,22 @@ impl Acceptor {
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, SocketAddr)>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            match acceptfrom_with(self.fd.as_fd(), SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok((fd, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    return Poll::Ready(match peer {
-                        Some(peer) => Ok((fd, canonical(peer))),
-                        None => Err(Errno::CONNABORTED.into()),
-                    });
-                }
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(error) => return Poll::Ready(Err(error.into())),
+            match self.accept_now().transpose() {
+                Some(client) => return Poll::Ready(client),
+                None => guard.clear_ready(),
             }
+        }
+    }
+
+    /// A client that waits already, whatever the runtime knows of it.
+    pub fn accept_now(&self) -> io::Result<Option<(OwnedFd, SocketAddr)>> {
+        match acceptfrom_with(self.fd.as_fd(), SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            Ok((fd, peer)) => {
+                let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(Errno::CONNABORTED)?;
+                Ok(Some((fd, canonical(peer))))
+            }
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,19 +1,31 @@
-//! The connections of one worker, and how they are told to end: without a lock or a channel for each of them.
+//! The connections of one worker, and how they are told to end or asked who they are: without a lock or a channel for each
+//! of them.
+
+pub mod fade;
+pub mod inquiry;
 
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use crate::backend::Id;
+use inquiry::{Answers, Inquiry};
+
+/// How long the connections of a worker have to answer. All of them are awake, so it takes no longer than a turn of each.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// One worker's connections, and its switch for all of them.
 #[derive(Debug, Default)]
 pub struct Drain {
     on: Cell<bool>,
     /// How often somebody was told something. Who has seen the last time need not look again.
-    told: Cell<u64>,
+    told: Cell<u32>,
+    /// How often something was asked.
+    asked: Cell<u32>,
+    inquiry: RefCell<Option<Rc<Inquiry>>>,
     table: RefCell<Table>,
 }
 
@@ -21,8 +33,9 @@ pub struct Drain {
 #[derive(Debug)]
 pub struct Watcher {
     drain: Rc<Drain>,
-    place: Cell<Option<usize>>,
-    seen: Cell<u64>,
+    place: Cell<Option<u32>>,
+    seen: Cell<u32>,
+    answered: Cell<u32>,
     /// Its waker is in the table.
     listens: Cell<bool>,
 }
@@ -34,13 +47,15 @@ pub enum Reason {
     Drained,
     /// Its backend went down.
     BackendDown,
+    /// The operator ended it.
+    Killed,
 }
 
 /// Places of connections; free ones are reused, so the table is as long as the most connections ever were.
 #[derive(Debug, Default)]
 struct Table {
     entries: Vec<Entry>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
 /// What is known of one connection.
@@ -66,19 +81,67 @@ impl Drain {
 
     /// A watcher that is not yet listening.
     pub fn watcher(self: &Rc<Self>) -> Watcher {
-        Watcher { drain: Rc::clone(self), place: Cell::new(None), seen: Cell::new(0), listens: Cell::new(false) }
+        Watcher {
+            drain: Rc::clone(self),
+            place: Cell::new(None),
+            seen: Cell::new(0),
+            answered: Cell::new(self.asked.get()),
+            listens: Cell::new(false),
+        }
     }
 
-    fn end(&self, chosen: impl Fn(&Entry) -> bool, reason: Reason) {
-        self.told.set(self.told.get() + 1);
-        let mut table = self.table.borrow_mut();
-        let chosen = table.entries.iter_mut().filter(|entry| chosen(entry)).filter_map(|entry| {
+    /// Whether everyone was told to end.
+    pub fn is_triggered(&self) -> bool {
+        self.on.get()
+    }
+
+    /// Connections that nobody told to end.
+    pub fn staying(&self) -> usize {
+        self.table.borrow().entries.iter().filter(|entry| entry.stays()).count()
+    }
+
+    /// Ends all but `keep` of those that nobody told to end.
+    pub fn thin_out(&self, keep: usize) {
+        let mut left = keep;
+        let surplus = |entry: &Entry| {
+            let stays = entry.stays();
+            let kept = stays && left > 0;
+            left -= usize::from(kept);
+            stays && !kept
+        };
+        self.end(surplus, Reason::Drained);
+    }
+
+    /// Puts a question to every connection and waits until all have answered.
+    pub async fn ask(&self, inquiry: Inquiry) -> Answers {
+        let inquiry = Rc::new(inquiry);
+        self.asked.set(self.asked.get().wrapping_add(1));
+        self.inquiry.replace(Some(Rc::clone(&inquiry)));
+        let asked = self.wake_all();
+        let begin = Instant::now();
+        while inquiry.answered() < asked && begin.elapsed() < ANSWER {
+            tokio::task::yield_now().await;
+        }
+        self.inquiry.replace(None);
+        inquiry.take_answers()
+    }
+
+    /// How many there were to wake.
+    fn wake_all(&self) -> usize {
+        let table = self.table.borrow();
+        let wakers = table.entries.iter().filter_map(|entry| entry.waker.as_ref());
+        wakers.inspect(|waker| waker.wake_by_ref()).count()
+    }
+
+    /// Waking only queues a task, so nothing comes back to the table meanwhile.
+    fn end(&self, mut chosen: impl FnMut(&Entry) -> bool, reason: Reason) {
+        self.told.set(self.told.get().wrapping_add(1));
+        for entry in self.table.borrow_mut().entries.iter_mut().filter(|entry| chosen(entry)) {
             entry.ended.get_or_insert(reason);
-            entry.waker.take()
-        });
-        let wakers: Vec<Waker> = chosen.collect();
-        drop(table);
-        wakers.into_iter().for_each(Waker::wake);
+            if let Some(waker) = &entry.waker {
+                waker.wake_by_ref();
+            }
+        }
     }
 }
 
@@ -97,6 +160,24 @@ impl Watcher {
             self.change(|entry| entry.waker = Some(cx.waker().clone()));
         }
         None
+    }
+
+    /// What this connection is asked and has not answered yet.
+    pub fn inquiry(&self) -> Option<Rc<Inquiry>> {
+        let asked = self.drain.asked.get();
+        if self.answered.get() == asked {
+            return None;
+        }
+        self.answered.set(asked);
+        self.drain.inquiry.borrow().clone()
+    }
+
+    /// Ends this connection.
+    pub fn end(&self, reason: Reason) {
+        self.drain.told.set(self.drain.told.get().wrapping_add(1));
+        self.change(|entry| {
+            entry.ended.get_or_insert(reason);
+        });
     }
 
     /// Notes where this connection is relayed to from now on.
@@ -119,7 +200,7 @@ impl Watcher {
             return Some(Reason::Drained);
         }
         let table = self.drain.table.borrow();
-        table.entries.get(self.place.get()?)?.ended
+        table.entries.get(self.place.get()? as usize)?.ended
     }
 
     /// Changes what is known of it. The first time it gets its place.
@@ -127,7 +208,7 @@ impl Watcher {
         let mut table = self.drain.table.borrow_mut();
         let place = self.place.get().unwrap_or_else(|| table.occupy());
         self.place.set(Some(place));
-        if let Some(entry) = table.entries.get_mut(place) {
+        if let Some(entry) = table.entries.get_mut(place as usize) {
             change(entry);
         }
     }
@@ -141,16 +222,23 @@ impl Drop for Watcher {
     }
 }
 
+impl Entry {
+    fn stays(&self) -> bool {
+        self.waker.is_some() && self.ended.is_none()
+    }
+}
+
 impl Table {
-    fn occupy(&mut self) -> usize {
+    fn occupy(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             self.entries.push(Entry::default());
-            self.entries.len() - 1
+            // Descriptors run out long before.
+            u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
         })
     }
 
-    fn leave(&mut self, place: usize) {
-        if let Some(entry) = self.entries.get_mut(place) {
+    fn leave(&mut self, place: u32) {
+        if let Some(entry) = self.entries.get_mut(place as usize) {
             *entry = Entry::default();
             self.free.push(place);
         }
@@ -184,6 +272,21 @@ mod tests {
             assert_eq!(watcher.unless_ended(async { 7 }).await, Ok(7));
         }
         assert_eq!(drain.table.borrow().entries.len(), 1);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn l8_all_but_some_are_told_to_end() {
+        let drain = Rc::new(Drain::default());
+        let watchers = [(); 10].map(|()| drain.watcher());
+        let ended =
+            |watcher: &Watcher| watcher.poll_ended(&Context::from_waker(Waker::noop())) == Some(Reason::Drained);
+        assert_eq!(watchers.iter().filter(|watcher| ended(watcher)).count(), 0);
+        assert_eq!(drain.staying(), 10);
+        for keep in [10, 7, 7, 9, 0] {
+            drain.thin_out(keep);
+            assert_eq!(drain.staying(), keep.min(drain.staying()));
+        }
+        assert_eq!(watchers.iter().filter(|watcher| ended(watcher)).count(), 10);
     }
 
     fn id() -> Id {

@@ -1,0 +1,136 @@
+//! What the admin socket says and is told: one set of types for the process and for its command line.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::drain::inquiry::Sight;
+
+/// `GET /status`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    /// Whether new connections are welcome.
+    pub ready: bool,
+    pub uptime_seconds: f64,
+    pub workers: usize,
+    pub connections: u64,
+    pub connections_limit: u64,
+    pub listeners: Vec<Listener>,
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    pub name: String,
+    pub addresses: Vec<SocketAddr>,
+    pub tls: bool,
+    pub pool: String,
+    pub connections: u64,
+    pub connections_limit: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    pub name: String,
+    pub balance: String,
+    /// `active-active` or `active-passive`.
+    pub mode: String,
+    /// The role that takes new connections now: `active`, `backup` or `none`.
+    pub serving: String,
+    /// Clients that wait for a backend with room.
+    pub queued: u64,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    pub name: String,
+    pub address: SocketAddr,
+    pub role: String,
+    /// `up`, `down`, `draining`, `ejected`, or `unknown` before the first check has answered.
+    pub state: String,
+    /// Why, where it is not up.
+    pub reason: Option<String>,
+    /// When a check last changed it, RFC 3339.
+    pub since: Option<String>,
+    /// How it is checked.
+    pub check: Option<String>,
+    pub weight: u16,
+    pub connections: u32,
+    /// `None`: as many as come.
+    pub max_connections: Option<u32>,
+    /// In what it differs from the configuration file.
+    pub drift: Vec<String>,
+}
+
+/// `POST /connections` and `POST /kill`: connections that fit everything that is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Which {
+    pub id: Option<String>,
+    pub listener: Option<String>,
+    /// An address or a network.
+    pub client: Option<String>,
+    /// `POOL` or `POOL/BACKEND`.
+    pub backend: Option<String>,
+    /// Most connections that are described.
+    pub limit: Option<usize>,
+}
+
+/// The answer to `POST /connections`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Connections {
+    /// How many fit, described or not.
+    pub total: usize,
+    /// The oldest first.
+    pub connections: Vec<Sight>,
+}
+
+/// The answer to `POST /kill`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Killed {
+    pub ended: usize,
+}
+
+/// `POST /backend/drain`, `/backend/enable`, `/backend/weight`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// `POOL/BACKEND`
+    pub backend: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<u16>,
+}
+
+/// A backend after a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    pub pool: String,
+    pub backend: Backend,
+}
+
+/// `GET /certificates`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificates {
+    pub certificates: Vec<Certificate>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    pub listener: String,
+    pub file: String,
+    pub names: Vec<String>,
+    /// RFC 3339.
+    pub not_before: String,
+    pub not_after: String,
+    /// Until it ends; below 0 since then.
+    pub days_left: i64,
+}
+
+/// Every answer that is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+}

@@ -1,0 +1,296 @@
+//! What an operator sees of the running process, and changes in it.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    process,
+    sync::{Arc, atomic::Ordering},
+    time::{Instant, SystemTime},
+};
+
+use jiff::Timestamp;
+
+use super::{
+    State,
+    answers::{self, Changed, Connections, Which},
+};
+use crate::{
+    backend::{Backend, Health},
+    crew::Crew,
+    drain::inquiry::{ConnectionId, Filter},
+    frontend::Frontend,
+    moment::Moment,
+    pool::Pool,
+    site::Site,
+    sys::clock,
+};
+
+/// Connections that are described unless a limit is given, and at most.
+const DESCRIBED: usize = 1_000;
+const MOST_DESCRIBED: usize = 100_000;
+
+/// The hand of the operator on the process.
+pub struct Control {
+    pub state: Arc<State>,
+    pub crew: Arc<Crew>,
+    /// What runs now.
+    pub view: Box<dyn Fn() -> View + Send + Sync>,
+    pub started: Instant,
+}
+
+/// What runs at one moment.
+#[derive(Debug)]
+pub struct View {
+    pub site: Arc<Site>,
+    /// Listeners by name with the addresses they are bound to.
+    pub addresses: Arc<[(Arc<str>, SocketAddr)]>,
+    pub checks: Vec<CheckNote>,
+}
+
+/// What the last checks of a backend found.
+#[derive(Debug, Clone)]
+pub struct CheckNote {
+    pub pool: Arc<str>,
+    pub backend: Arc<str>,
+    /// How it is asked, and where.
+    pub check: String,
+    pub failure: Option<String>,
+    /// When its state last changed.
+    pub since: Option<SystemTime>,
+}
+
+/// Why something is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no such thing here.
+    Unknown(String),
+    /// The request makes no sense.
+    Invalid(String),
+}
+
+impl Control {
+    pub fn status(&self) -> answers::Status {
+        let View { site, addresses, checks } = (self.view)();
+        let now = clock::coarse();
+        answers::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            ready: self.state.ready.load(Ordering::Relaxed),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            workers: self.crew.handles().len(),
+            connections: self.crew.connections(),
+            connections_limit: site.connections_limit() as u64,
+            listeners: site.frontends.iter().map(|frontend| listener(frontend, &addresses)).collect(),
+            pools: site.pools.iter().map(|pool| pool_status(pool, &checks, now)).collect(),
+        }
+    }
+
+    pub fn certificates(&self) -> answers::Certificates {
+        let now = Timestamp::now().as_second();
+        let site = (self.view)().site;
+        let certificates = site.served_certificates().map(|served| answers::Certificate {
+            listener: served.listener.clone(),
+            file: served.file.clone(),
+            names: served.names.clone(),
+            not_before: date(served.not_before),
+            not_after: date(served.not_after),
+            days_left: (served.not_after - now).div_euclid(24 * 60 * 60),
+        });
+        answers::Certificates { certificates: certificates.collect() }
+    }
+
+    /// The connections that are meant, the oldest first.
+    pub async fn connections(&self, which: &Which) -> Result<Connections, Refused> {
+        let most = which.limit.unwrap_or(DESCRIBED).min(MOST_DESCRIBED);
+        let mut answers = self.crew.ask(&self.filter(which)?, false, most).await;
+        answers.sights.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+        Ok(Connections { total: answers.matched, connections: answers.sights })
+    }
+
+    /// Ends the connections that are meant and says how many those are.
+    pub async fn kill(&self, which: &Which) -> Result<usize, Refused> {
+        if which.id.is_none() && which.listener.is_none() && which.client.is_none() && which.backend.is_none() {
+            return Err(Refused::Invalid(
+                "which connections? give an id, a listener, a client or a backend".to_owned(),
+            ));
+        }
+        let ended = self.crew.ask(&self.filter(which)?, true, 0).await.matched;
+        match &which.id {
+            Some(id) if ended == 0 => Err(Refused::Unknown(format!("no connection has the id `{id}`"))),
+            _ => Ok(ended),
+        }
+    }
+
+    /// Takes a backend out: it gets no new connections, and live ones stay.
+    pub fn drain(&self, backend: &str) -> Result<Changed, Refused> {
+        self.change(backend, |pool, backend| {
+            backend.set_draining(true);
+            pool.serve_waiting(clock::coarse());
+        })
+    }
+
+    /// Takes a backend in again that was drained.
+    pub fn enable(&self, backend: &str) -> Result<Changed, Refused> {
+        self.change(backend, |pool, backend| {
+            backend.set_draining(false);
+            pool.serve_waiting(clock::coarse());
+        })
+    }
+
+    pub fn set_weight(&self, backend: &str, weight: Option<u16>) -> Result<Changed, Refused> {
+        const MOST: u16 = 256;
+        match weight {
+            Some(weight) if weight <= MOST => self.change(backend, |pool, backend| pool.set_weight(backend, weight)),
+            _ => Err(Refused::Invalid(format!("a weight is a number from 0 to {MOST}"))),
+        }
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&Pool, &Backend)) -> Result<Changed, Refused> {
+        let View { site, checks, .. } = (self.view)();
+        let (pool, backend) = find(&site, name)?;
+        change(pool, backend);
+        let backend = backend_status(pool, backend, &checks, clock::coarse());
+        Ok(Changed { pool: pool.name.to_string(), backend })
+    }
+
+    fn filter(&self, which: &Which) -> Result<Filter, Refused> {
+        let View { site, .. } = (self.view)();
+        let mut filter = Filter::default();
+        if let Some(id) = &which.id {
+            let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
+            filter.id = Some(ConnectionId::parse(id).ok_or_else(unknown)?);
+        }
+        if let Some(client) = &which.client {
+            let reason = |error| Refused::Invalid(format!("`{client}` is no address and no network: {error}"));
+            filter.client = Some(client.parse().map_err(reason)?);
+        }
+        if let Some(name) = &which.listener {
+            let known: Vec<_> = site.frontends.iter().map(|frontend| &*frontend.name).collect();
+            filter.listener = Some(known_name("listener", name, &known)?);
+        }
+        match which.backend.as_deref().map(|name| (name, name.contains('/'))) {
+            Some((name, true)) => {
+                let (pool, backend) = find(&site, name)?;
+                (filter.pool, filter.backend) = (Some(pool.name.to_string()), Some(backend.name.to_string()));
+            }
+            Some((name, false)) => filter.pool = Some(find_pool(&site, name)?.name.to_string()),
+            None => {}
+        }
+        Ok(filter)
+    }
+}
+
+/// The backend that `POOL/BACKEND` names.
+fn find<'a>(site: &'a Site, name: &str) -> Result<(&'a Pool, &'a Backend), Refused> {
+    let split = || Refused::Invalid(format!("`{name}` is no POOL/BACKEND"));
+    let (pool, backend) = name.split_once('/').ok_or_else(split)?;
+    let pool = find_pool(site, pool)?;
+    let known: Vec<_> = pool.backends().map(|backend| &*backend.name).collect();
+    let backend = known_name(&format!("backend of pool `{}`", pool.name), backend, &known)?;
+    let found = pool.backends().find(|known| *known.name == *backend);
+    found.map(|found| (pool, &**found)).ok_or(Refused::Unknown(backend))
+}
+
+fn find_pool<'a>(site: &'a Site, name: &str) -> Result<&'a Pool, Refused> {
+    let known: Vec<_> = site.pools.iter().map(|pool| &*pool.name).collect();
+    let name = known_name("pool", name, &known)?;
+    site.pools.iter().find(|pool| *pool.name == *name).map(|pool| &**pool).ok_or(Refused::Unknown(name))
+}
+
+/// The name, if it is one of those that are known.
+fn known_name(what: &str, name: &str, known: &[&str]) -> Result<String, Refused> {
+    if known.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(Refused::Unknown(format!("no {what} is called `{name}`; there are: {}", known.join(", "))))
+}
+
+fn listener(frontend: &Frontend, addresses: &[(Arc<str>, SocketAddr)]) -> answers::Listener {
+    let own = addresses.iter().filter(|(name, _)| *name == frontend.name);
+    answers::Listener {
+        name: frontend.name.to_string(),
+        addresses: own.map(|(_, address)| *address).collect(),
+        tls: frontend.tls.is_some(),
+        pool: frontend.pool.name.to_string(),
+        connections: frontend.cells.connections().live,
+        connections_limit: frontend.limits.iter().map(|limit| limit.most()).min().unwrap_or_default() as u64,
+    }
+}
+
+fn pool_status(pool: &Pool, checks: &[CheckNote], now: Moment) -> answers::Pool {
+    let takes = |backend: &&Arc<Backend>| state(backend, now) == "up" && backend.weight() > 0;
+    let serving = match () {
+        () if pool.active().iter().any(|backend| takes(&backend)) => "active",
+        () if pool.backup().iter().any(|backend| takes(&backend)) => "backup",
+        () => "none",
+    };
+    answers::Pool {
+        name: pool.name.to_string(),
+        balance: pool.balance.as_str().to_owned(),
+        mode: if pool.backup().is_empty() { "active-active" } else { "active-passive" }.to_owned(),
+        serving: serving.to_owned(),
+        queued: pool.waiting() as u64,
+        backends: pool.backends().map(|backend| backend_status(pool, backend, checks, now)).collect(),
+    }
+}
+
+fn backend_status(pool: &Pool, backend: &Backend, checks: &[CheckNote], now: Moment) -> answers::Backend {
+    let check = checks.iter().find(|check| check.pool == pool.name && check.backend == backend.name);
+    let state = state(backend, now);
+    let failure = check.and_then(|check| check.failure.clone());
+    let reason = match state {
+        "draining" => Some("the operator drains it".to_owned()),
+        "ejected" => Some("too many connects of clients failed in a row".to_owned()),
+        "unknown" => Some("no check has answered yet".to_owned()),
+        "down" => failure,
+        _ if backend.weight() == 0 => Some("its weight is 0".to_owned()),
+        _ => None,
+    };
+    let mut drift = Vec::new();
+    if backend.is_draining() {
+        drift.push("draining".to_owned());
+    }
+    if backend.weight() != backend.written_weight() {
+        drift.push(format!("weight {} (the file says {})", backend.weight(), backend.written_weight()));
+    }
+    let is_active = pool.active().iter().any(|active| active.id == backend.id);
+    answers::Backend {
+        name: backend.name.to_string(),
+        address: backend.address,
+        role: if is_active { "active" } else { "backup" }.to_owned(),
+        state: state.to_owned(),
+        reason,
+        since: check.and_then(|check| check.since).and_then(|at| Timestamp::try_from(at).ok()).map(rfc3339),
+        check: check.map(|check| check.check.clone()),
+        weight: backend.weight(),
+        connections: backend.live(),
+        max_connections: Some(backend.cap()).filter(|cap| *cap > 0),
+        drift,
+    }
+}
+
+/// The strongest reason why it takes nothing, or `up`.
+fn state(backend: &Backend, now: Moment) -> &'static str {
+    match backend.health() {
+        _ if backend.is_draining() => "draining",
+        Health::Unknown => "unknown",
+        Health::Down => "down",
+        Health::Up if backend.is_ejected(now) => "ejected",
+        Health::Up => "up",
+    }
+}
+
+/// Seconds since 1970 as a date.
+fn date(seconds: i64) -> String {
+    Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), rfc3339)
+}
+
+fn rfc3339(at: Timestamp) -> String {
+    format!("{at:.0}")
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("state", &self.state).finish_non_exhaustive()
+    }
+}

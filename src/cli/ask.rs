@@ -1,0 +1,118 @@
+//! Asking the running process over its admin socket.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{ConfigArgument, Failure, run, say};
+use crate::{
+    admin::answers::Refusal,
+    config::{self, DEFAULT_ADMIN_SOCKET},
+    load,
+};
+
+/// The process answers from memory, but it may have much to say.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MOST: usize = 256 << 20;
+
+/// Which running process, and how its answer is printed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Target {
+    /// Admin socket of the process; otherwise the one of the configuration
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Target {
+    /// Asks for what is there, and prints it as JSON or as `text` has it.
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        self.print(Method::GET, path, Bytes::new(), text)
+    }
+
+    /// As [`Self::get`], with something to say.
+    pub(super) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        let body = serde_json::to_vec(request).context("cannot write the request")?;
+        self.print(Method::POST, path, body.into(), text)
+    }
+
+    fn print<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        let socket = self.socket()?;
+        let (status, answer) = run::control_runtime()?.block_on(async {
+            tokio::time::timeout(PATIENCE, exchange(&socket, method, path, body))
+                .await
+                .unwrap_or_else(|_| Err(anyhow!("no answer from `{}` within {PATIENCE:?}", socket.display())))
+                .map_err(Failure::Unreachable)
+        })?;
+        if status.is_success() {
+            let parsed = serde_json::from_slice(&answer).context("the answer is none of this version of sluicegate")?;
+            return say(&if self.json { String::from_utf8_lossy(&answer).into_owned() } else { text(&parsed) });
+        }
+        let refusal = serde_json::from_slice(&answer).map(|Refusal { error }| error);
+        Err(Failure::Other(anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")))))
+    }
+
+    /// The one that is named, else the one of the configuration, else the usual one.
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        let path = &self.config.config;
+        if !path.exists() {
+            return Ok(DEFAULT_ADMIN_SOCKET.into());
+        }
+        let unclear = |_| anyhow!("`{}` does not tell the admin socket: name it with --socket PATH", path.display());
+        let source = load::read(path).map_err(|error| unclear(vec![*error]))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let (config, _) = config::parse(&source.text, base).map_err(unclear)?;
+        Ok(config.admin.socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
+    }
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        let cure = match error.kind() {
+            ErrorKind::PermissionDenied => "the socket is for the user of the process: try sudo",
+            _ => "is it running, with `[admin] socket`? --socket PATH names another",
+        };
+        anyhow!("no process answers at `{}`: {error}; {cure}", socket.display())
+    })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))?;
+    let driving = tokio::spawn(connection);
+    let answer = sender.send_request(request).await.context("the process does not answer")?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MOST).collect().await;
+    let body = body.map_err(|error| anyhow!("the answer breaks off: {error}"))?.to_bytes();
+    driving.abort();
+    Ok((status, body))
+}

@@ -1,0 +1,148 @@
+//! L8, S25: the end of a process. No new client, and none that is cut off before its time.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+use super::site;
+use crate::support::{Backend, Gate, SOON, client, gate::word, raise_descriptor_limit, wait_for, wait_until};
+
+/// Both ends of a connection through the gate; the one of the backend is kept open.
+#[derive(Debug)]
+struct Held {
+    client: TcpStream,
+    backend: TcpStream,
+}
+
+fn hold(count: usize, gate: SocketAddr, backend: &TcpListener) -> Vec<Held> {
+    let connect = || Held { client: client::connect(gate), backend: backend.accept().unwrap().0 };
+    (0..count).map(|_| connect()).collect()
+}
+
+/// When each of them ended, counted from `begin`.
+fn ends(mut held: Vec<Held>, begin: Instant, deadline: Duration) -> Vec<Duration> {
+    held.iter().for_each(|pair| pair.client.set_nonblocking(true).unwrap());
+    let mut ends = Vec::new();
+    wait_for(deadline, || {
+        held.retain_mut(|pair| {
+            let open = pair.client.read(&mut [0; 16]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+            if !open {
+                ends.push(begin.elapsed());
+            }
+            open
+        });
+        held.is_empty().then_some(())
+    });
+    assert!(held.is_empty(), "{} are still open after {deadline:?}", held.len());
+    ends
+}
+
+/// `SLUICEGATE_LONG=1` gives it the 30 s that are the default.
+#[test]
+fn l8_s25_a_drain_takes_nobody_new_and_spreads_the_ends() {
+    const STAY: usize = 1000;
+    const LEAVE: usize = 50;
+    let is_long = std::env::var_os("SLUICEGATE_LONG").is_some();
+    let patience = Duration::from_secs(if is_long { 30 } else { 6 });
+    // The last third has fewer moments when it is short.
+    let most = if is_long { STAY / 20 } else { STAY / 10 };
+    raise_descriptor_limit();
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut gate = Gate::start(&site(backend.local_addr().unwrap(), &format!("{}s", patience.as_secs())));
+    let address = gate.address("tcp");
+    let stay = hold(STAY, address, &backend);
+    let leave = hold(LEAVE, address, &backend);
+    let known: HashSet<_> =
+        stay.iter().chain(&leave).map(|pair| pair.client.local_addr().unwrap().to_string()).collect();
+
+    let begin = Instant::now();
+    gate.process.signal(Signal::TERM);
+    wait_until(SOON, "a listener that is closed", || TcpStream::connect(address).is_err());
+    let closed = begin.elapsed();
+    assert!(closed < patience / 2, "{closed:?}");
+    for Held { client, backend } in &leave {
+        for (mut from, mut to) in [(&*client, &*backend), (&*backend, &*client)] {
+            let mut bytes = [0; 4];
+            from.write_all(b"late").unwrap();
+            to.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"late");
+        }
+    }
+    drop(leave);
+    let ends = ends(stay, begin, patience + Duration::from_secs(2));
+    let status = gate.process.wait(SOON);
+    let exit = begin.elapsed();
+
+    let mut moments = BTreeMap::<u128, usize>::new();
+    ends.iter().for_each(|end| *moments.entry(end.as_millis() / 100).or_default() += 1);
+    let fullest = moments.values().max().copied().unwrap_or_default();
+    println!(
+        "n = {STAY}: closed to new clients after {closed:?}, ends from {:?} to {:?}, at most {fullest} in 100 ms, exit after {exit:?}",
+        ends[0],
+        ends[ends.len() - 1],
+    );
+    assert_eq!(status.and_then(|s| s.code()), Some(0), "{}", gate.process.stderr.text());
+    assert!(ends[0] >= patience * 2 / 3, "{:?}", ends[0]);
+    assert!(fullest <= most, "{fullest} ends in 100 ms: {moments:?}");
+    assert!(exit <= patience + Duration::from_millis(500), "{exit:?}");
+    // Without those that asked whether it is closed already.
+    let records = gate.records().into_iter().filter(|record| known.contains(&word(record, "client")));
+    let outcomes: Vec<_> = records.map(|record| word(&record, "outcome")).collect();
+    let count = |outcome: &str| outcomes.iter().filter(|o| *o == outcome).count();
+    assert_eq!((count("drained"), count("client_closed"), outcomes.len()), (STAY, LEAVE, STAY + LEAVE));
+    gate.ended();
+}
+
+#[test]
+fn l8_an_idle_process_ends_within_100_ms() {
+    let backend = Backend::echo();
+    let fastest = (0..5).map(|_| {
+        let mut gate = Gate::start(&site(backend.address, "30s"));
+        let begin = Instant::now();
+        gate.process.stop();
+        gate.ended();
+        begin.elapsed()
+    });
+    let fastest = fastest.min().unwrap();
+    println!("the fastest of 5: {fastest:?}");
+    assert!(fastest <= Duration::from_millis(100), "{fastest:?}");
+}
+
+#[test]
+fn l8_a_second_signal_ends_it_at_once() {
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut gate = Gate::start(&site(backend.local_addr().unwrap(), "30s"));
+    let held = hold(20, gate.address("tcp"), &backend);
+    let begin = Instant::now();
+    gate.stop_now();
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(ends(held, begin, SOON).len(), 20);
+    assert!(gate.records().iter().all(|record| word(record, "outcome") == "drained"));
+}
+
+/// The kernel has connected them before the process looked, and the process is told to stop before it looks.
+#[test]
+fn l8_who_waits_in_the_accept_queue_is_served() {
+    const CLIENTS: usize = 200;
+    let backend = Backend::echo();
+    let mut gate = Gate::start(&site(backend.address, "30s"));
+    let address = gate.address("tcp");
+    gate.process.signal(Signal::STOP);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| client::connect(address)).collect();
+    gate.process.signal(Signal::TERM);
+    gate.process.signal(Signal::CONT);
+    for (number, client) in clients.iter_mut().enumerate() {
+        client::exchange(client, format!("client {number}").as_bytes());
+    }
+    drop(clients);
+    let status = gate.process.wait(SOON);
+    assert_eq!(status.and_then(|s| s.code()), Some(0));
+    assert_eq!(gate.records().len(), CLIENTS);
+    gate.ended();
+}
