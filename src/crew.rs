@@ -38,7 +38,9 @@ pub enum Command {
     /// Accepts no more and leaves its connections this long to end by themselves, then ends as `Stop` does.
     Drain(Duration),
     /// Asks its connections who they are.
-    Ask(Question),
+    Ask(Box<Question>),
+    /// Sends something back, to say that it does what it is told.
+    Ping(oneshot::Sender<()>),
     /// Ends its connections to this backend.
     EndBackend(backend::Id),
     /// Serves a client that another worker accepted and admitted.
@@ -112,7 +114,7 @@ impl Crew {
         let ask = |handle: &Handle| {
             let (reply, answer) = oneshot::channel();
             let question = Question { filter: filter.clone(), ends, most, reply };
-            handle.send(Command::Ask(question)).ok().map(|()| answer)
+            handle.send(Command::Ask(Box::new(question))).ok().map(|()| answer)
         };
         // All of them are asked before the first answer is waited for.
         let answers: Vec<_> = self.handles.iter().filter_map(ask).collect();
@@ -124,6 +126,26 @@ impl Crew {
         }
         all.sights.truncate(most);
         all
+    }
+
+    /// Whether every worker does what it is told within this time.
+    pub async fn is_alive(&self, limit: Duration) -> bool {
+        let ping = |handle: &Handle| {
+            let (sender, answer) = oneshot::channel();
+            handle.send(Command::Ping(sender)).ok().map(|()| answer)
+        };
+        let answers: Vec<_> = self.handles.iter().map(ping).collect();
+        let all = async {
+            for answer in answers {
+                // Without an answer it has ended.
+                let Some(answer) = answer else { return false };
+                if answer.await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(false)
     }
 
     /// Connections of all workers.

@@ -39,6 +39,7 @@ pub mod crew;
 pub mod listener;
 pub mod worker;
 pub mod admin;
+pub mod service;
 // floor 5: the process.
 pub mod supervisor;
 pub mod cli;

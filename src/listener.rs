@@ -23,8 +23,12 @@ const BATCH: usize = 16;
 /// How long a listener rests when the host has nothing left to accept with.
 const REST: Duration = Duration::from_millis(100);
 
-/// How long who waits in the queue of a socket is still served when it is to be closed: new ones may come all the time.
+/// How long who waits in the queue of a socket is still served when it is to be closed.
 const LAST: Duration = Duration::from_secs(1);
+
+/// How long nobody has come before it is closed: nobody may begin a connection any more, and who has begun one has it by
+/// then, or is far away and tries again.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// Accepts until the worker is told to stop. Who has been connected by the kernel by then is served (traps L8).
 pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local>, crew: Arc<Crew>) {
@@ -51,10 +55,14 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
     };
     let _: Result<(), _> = watcher.unless_ended(accepting).await;
     let begin = Instant::now();
-    while begin.elapsed() < LAST {
+    let mut last = begin;
+    while begin.elapsed() < LAST && last.elapsed() < QUIET {
         match acceptor.accept_now() {
-            Ok(Some(client)) => serve(client),
-            Ok(None) => break,
+            Ok(Some(client)) => {
+                serve(client);
+                last = Instant::now();
+            }
+            Ok(None) => tokio::time::sleep(QUIET / 10).await,
             Err(error) if pause(&error, &frontend, &local) => tokio::time::sleep(REST).await,
             Err(_) => {}
         }

@@ -7,9 +7,11 @@ use std::{
     sync::Arc,
 };
 
+use tracing::warn;
+
 use crate::{
     config::{Config, Diagnostic, code::CANNOT_LISTEN, diagnostic::Origin},
-    sys::{host, listen::Bound},
+    sys::{host, listen::Bound, passed},
 };
 
 /// The sockets of one bind of one listener.
@@ -28,15 +30,29 @@ impl Port {
     pub fn socket(&self, worker: usize) -> Option<&Bound> {
         self.sockets.get(worker).or(self.sockets.first())
     }
+
+    /// Lets nobody begin a connection any more.
+    pub fn turn_away(&self) {
+        for socket in &self.sockets {
+            // Without it a client may still come in the moment between the last accept and the close.
+            let _ = socket.turn_away();
+        }
+    }
 }
 
-/// Binds every address, with `sockets` of each. Every failure is told, not only the first.
-pub fn bind(config: &Config, sockets: usize) -> Result<Vec<Port>, Vec<Diagnostic>> {
+/// Binds every address, with `sockets` of each, or takes the one that is among `passed`. Every failure is told, not only the
+/// first.
+pub fn bind(config: &Config, sockets: usize, mut passed: Vec<Bound>) -> Result<Vec<Port>, Vec<Diagnostic>> {
     let mut ports = Vec::new();
     let mut failures = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         for bind in &listener.binds {
-            match bind_one(bind.value, v6_only(config, bind.value), sockets) {
+            let ready = passed.extract_if(.., |socket| socket.address() == bind.value).next();
+            let bound = match ready {
+                Some(socket) => Ok(vec![socket]),
+                None => bind_one(bind.value, v6_only(config, bind.value), sockets),
+            };
+            match bound {
                 Ok(sockets) => ports.push(Port {
                     listener: index,
                     name: listener.name.as_str().into(),
@@ -47,7 +63,20 @@ pub fn bind(config: &Config, sockets: usize) -> Result<Vec<Port>, Vec<Diagnostic
             }
         }
     }
+    for socket in passed {
+        warn!(address = %socket.address(), "the service manager passes a socket that no listener has");
+    }
     if failures.is_empty() { Ok(ports) } else { Err(failures) }
+}
+
+/// The listening sockets that the service manager has bound for us.
+pub fn passed() -> Vec<Bound> {
+    let sockets = passed::take().and_then(|fds| fds.into_iter().map(Bound::passed).collect::<io::Result<Vec<_>>>());
+    let sockets = sockets.unwrap_or_else(|error| {
+        warn!(%error, "the sockets that the service manager passes cannot be used");
+        Vec::new()
+    });
+    sockets.into_iter().flatten().collect()
 }
 
 /// What to do when an address cannot be bound.

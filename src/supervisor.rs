@@ -37,6 +37,7 @@ use crate::{
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
+    service,
     site::Site,
     sys::{host, probe},
     worker::{self, Assignment},
@@ -132,7 +133,7 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
     let site = Arc::new(site);
     let shared = options.reuseport && limits.workers > 1;
-    let ports = ports::bind(config, if shared { limits.workers } else { 1 })?;
+    let ports = ports::bind(config, if shared { limits.workers } else { 1 }, ports::passed())?;
     let (admin_listener, admin_address) = bind_admin(config)?;
     let admin_socket = bind_socket(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
@@ -156,6 +157,7 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     let addresses = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
     let control = Arc::new(control(&admin, &workers.crew, &site, addresses));
     let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
+    admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin))));
     let admin_socket = admin_socket.map(|(listener, file)| {
         admin_tasks.push(tokio::spawn(admin::serve_unix(listener, control)));
         file
@@ -200,8 +202,11 @@ impl Gate {
     pub async fn leave(self, hurry: impl Future<Output = ()>) {
         self.admin.ready.store(false, Ordering::Relaxed);
         let crew = Arc::clone(&self.workers.crew);
-        info!(connections = crew.connections(), seconds = self.drain.as_secs_f64(), "draining");
+        let connections = crew.connections();
+        info!(connections, seconds = self.drain.as_secs_f64(), "draining");
+        service::stopping(connections, self.drain);
         // Workers hold duplicates: the last of a socket closes when its queue is empty.
+        self.ports.iter().for_each(Port::turn_away);
         drop(self.ports);
         crew.tell(|| Command::Drain(self.drain));
         // On another thread, so that the admin listener says "not ready" meanwhile.

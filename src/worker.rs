@@ -111,12 +111,12 @@ async fn leave(inbox: &mut Inbox, local: &Rc<Local>, patience: Duration) {
             // What was sent before the others knew is still done: a client that comes so ends as the rest of ours do.
             inbox.close();
         }
-        match tokio::time::timeout(departure.pause(local), inbox.next()).await {
+        match tokio::time::timeout(pause(local), inbox.next()).await {
             Ok(Some(Command::Stop)) => departure.hurry(),
             Ok(Some(Command::Drain(_))) => {}
             Ok(Some(command)) => obey(command, local).await,
             Ok(None) if alone() || departure.is_over() => return,
-            Ok(None) => tokio::time::sleep(departure.pause(local)).await,
+            Ok(None) => tokio::time::sleep(pause(local)).await,
             Err(_) if departure.is_over() => return,
             Err(_) => {}
         }
@@ -130,10 +130,12 @@ async fn obey(command: Command, local: &Rc<Local>) {
             Connection::begin(client, local);
             drop(waiting);
         }
-        Command::Ask(Question { filter, ends, most, reply }) => {
+        Command::Ask(question) => {
+            let Question { filter, ends, most, reply } = *question;
             // Who asked may have lost patience.
             let _ = reply.send(local.drain.ask(Inquiry::new(filter, ends, most)).await);
         }
+        Command::Ping(reply) => drop(reply.send(())),
         Command::Stop | Command::Drain(_) => {}
     }
 }
@@ -181,9 +183,9 @@ impl Departure {
     fn is_over(&self) -> bool {
         Instant::now() >= self.end
     }
+}
 
-    /// Until it looks again; never the same, so that workers do not fall into step.
-    fn pause(&self, local: &Local) -> Duration {
-        Duration::from_millis(2 + local.random() % 8)
-    }
+/// Until a departure is looked at again; never the same, so that workers do not fall into step.
+fn pause(local: &Local) -> Duration {
+    Duration::from_millis(2 + local.random() % 8)
 }

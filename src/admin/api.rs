@@ -95,7 +95,8 @@ fn peer(request: &Request) -> Peer {
 /// The JSON object of a request. Its types have no depth, so none that is sent does harm.
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    if !kind.is_some_and(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json")) {
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    if kind != "application/json" {
         return Err(Refused::Invalid("the body has to be application/json".to_owned()));
     }
     let bytes = tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), MAX_BODY)).await;

@@ -10,7 +10,7 @@ use tracing::info;
 use super::{ConfigArgument, Failure, load_file, provider, signals::Signals};
 use crate::{
     load::{Loaded, Text},
-    messages,
+    messages, service,
     supervisor::{self, Gate, Options},
 };
 
@@ -48,6 +48,7 @@ pub(super) fn serve(
         let gate = supervisor::start(loaded, options, provider).map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;
+        service::ready();
         let signal = signals.stop().await;
         info!(signal, "stopping; a second signal ends every connection at once");
         let hurry = async {

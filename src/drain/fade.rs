@@ -16,7 +16,7 @@ pub struct Fade {
 impl Fade {
     /// The last third of `patience` belongs to those that stay, and of that the end to their goodbyes.
     pub fn within(patience: Duration) -> Self {
-        Self { quiet: patience * 2 / 3, over: patience - patience / 10 }
+        Self { quiet: patience * 2 / 3, over: patience * 9 / 10 }
     }
 
     /// Whether it is time to tell somebody.
@@ -35,7 +35,8 @@ impl Fade {
         if elapsed >= self.over {
             return 0;
         }
-        let share = elapsed.saturating_sub(self.quiet).as_secs_f64() / (self.over - self.quiet).as_secs_f64();
+        let span = self.over.saturating_sub(self.quiet);
+        let share = elapsed.saturating_sub(self.quiet).as_secs_f64() / span.as_secs_f64();
         let gone = share * count as f64 + f64::from(luck) / f64::from(u32::MAX);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most `count` + 1")]
         let gone = gone as usize;

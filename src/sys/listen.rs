@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
     net::{SocketFlags, acceptfrom_with},
 };
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockFilter, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::address::canonical;
@@ -47,6 +47,17 @@ impl Bound {
         Ok(Self { socket, address })
     }
 
+    /// A socket that somebody else has bound. `None`: it is no listening TCP socket.
+    pub fn passed(fd: OwnedFd) -> io::Result<Option<Self>> {
+        let socket = socket2::Socket::from(fd);
+        let address = socket.local_addr()?.as_socket();
+        let Some(address) = address.filter(|_| socket.is_listener().unwrap_or_default()) else { return Ok(None) };
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+        Ok(Some(Self { socket, address: canonical(address) }))
+    }
+
     /// Whether the address is free, without taking it: nobody can connect in between.
     pub fn probe(address: SocketAddr, v6_only: bool) -> io::Result<()> {
         Self::socket(address, v6_only)?.bind(&address.into())
@@ -65,6 +76,26 @@ impl Bound {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Lets nobody begin a connection any more; those who have begun one still get it. For a socket that is about to be
+    /// closed: what the kernel has answered and we have not accepted would be reset.
+    pub fn turn_away(&self) -> io::Result<()> {
+        // A filter of a TCP socket sees the TCP header. The byte at 13 holds the flags: SYN without ACK is a beginning.
+        const FLAGS: u32 = 13;
+        const SYN_AND_ACK: u32 = 0x12;
+        const SYN: u32 = 0x02;
+        const LOAD_BYTE: u16 = 0x30;
+        const AND: u16 = 0x54;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        self.socket.attach_filter(&[
+            SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+            SockFilter::new(AND, 0, 0, SYN_AND_ACK),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ])
     }
 
     /// A duplicate for one worker; it shares the queue with the original.

@@ -4,6 +4,8 @@ use std::{
     collections::{BTreeMap, HashSet},
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,7 +28,9 @@ fn hold(count: usize, gate: SocketAddr, backend: &TcpListener) -> Vec<Held> {
 
 /// When each of them ended, counted from `begin`.
 fn ends(mut held: Vec<Held>, begin: Instant, deadline: Duration) -> Vec<Duration> {
-    held.iter().for_each(|pair| pair.client.set_nonblocking(true).unwrap());
+    for pair in &held {
+        pair.client.set_nonblocking(true).unwrap();
+    }
     let mut ends = Vec::new();
     wait_for(deadline, || {
         held.retain_mut(|pair| {
@@ -40,6 +44,12 @@ fn ends(mut held: Vec<Held>, begin: Instant, deadline: Duration) -> Vec<Duration
     });
     assert!(held.is_empty(), "{} are still open after {deadline:?}", held.len());
     ends
+}
+
+fn answer(admin: SocketAddr, path: &str) -> String {
+    let mut stream = client::connect(admin);
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    String::from_utf8(client::read_all(&mut stream).0).unwrap()
 }
 
 /// `SLUICEGATE_LONG=1` gives it the 30 s that are the default.
@@ -65,8 +75,12 @@ fn l8_s25_a_drain_takes_nobody_new_and_spreads_the_ends() {
     wait_until(SOON, "a listener that is closed", || TcpStream::connect(address).is_err());
     let closed = begin.elapsed();
     assert!(closed < patience / 2, "{closed:?}");
+    let ready = answer(gate.address("admin"), "/readyz");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    let live = gate.metrics().count("sluicegate_worker_connections", &[]);
+    assert!(live >= (STAY + LEAVE) as u64, "{live}: metrics go on");
     for Held { client, backend } in &leave {
-        for (mut from, mut to) in [(&*client, &*backend), (&*backend, &*client)] {
+        for (mut from, mut to) in [(client, backend), (backend, client)] {
             let mut bytes = [0; 4];
             from.write_all(b"late").unwrap();
             to.read_exact(&mut bytes).unwrap();
@@ -79,7 +93,9 @@ fn l8_s25_a_drain_takes_nobody_new_and_spreads_the_ends() {
     let exit = begin.elapsed();
 
     let mut moments = BTreeMap::<u128, usize>::new();
-    ends.iter().for_each(|end| *moments.entry(end.as_millis() / 100).or_default() += 1);
+    for end in &ends {
+        *moments.entry(end.as_millis() / 100).or_default() += 1;
+    }
     let fullest = moments.values().max().copied().unwrap_or_default();
     println!(
         "n = {STAY}: closed to new clients after {closed:?}, ends from {:?} to {:?}, at most {fullest} in 100 ms, exit after {exit:?}",
@@ -145,4 +161,37 @@ fn l8_who_waits_in_the_accept_queue_is_served() {
     assert_eq!(status.and_then(|s| s.code()), Some(0));
     assert_eq!(gate.records().len(), CLIENTS);
     gate.ended();
+}
+
+/// Clients come as fast as they can while it stops, several times: whom the kernel connects is served.
+#[test]
+fn l9_no_client_is_reset_by_a_stop() {
+    const STOPS: usize = 5;
+    const THREADS: usize = 4;
+    let backend = Backend::echo();
+    let (served, reset) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    for _ in 0..STOPS {
+        let mut gate = Gate::start(&site(backend.address, "30s"));
+        let address = gate.address("tcp");
+        let begin = served.load(Ordering::Relaxed);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    // Nobody listens any more when this fails.
+                    while let Ok(stream) = TcpStream::connect_timeout(&address, SOON) {
+                        let mut stream = client::bounded(stream);
+                        let mut byte = [0];
+                        let is_served = stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok();
+                        (if is_served { &served } else { &reset }).fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            wait_until(SOON, "some clients", || served.load(Ordering::Relaxed) > begin + 200);
+            gate.process.signal(Signal::TERM);
+        });
+        assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+        gate.ended();
+    }
+    println!("{STOPS} stops, n = {}: {} reset", served.load(Ordering::Relaxed), reset.load(Ordering::Relaxed));
+    assert_eq!(reset.into_inner(), 0);
 }

@@ -2,6 +2,7 @@
 
 mod control;
 mod leave;
+mod service;
 
 use std::net::SocketAddr;
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::{SOON, wait_for, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
 
 #[derive(Debug, Clone, Default)]
 pub struct Lines(Arc<Mutex<Vec<String>>>);
@@ -67,6 +67,11 @@ impl Process {
     pub fn start_after(line: &str, arguments: &[&str], directory: &Path) -> Self {
         let script = format!("{line} && exec \"$0\" \"$@\"");
         Self::spawn(Command::new("sh").args(["-c", &script, BINARY]).args(arguments), directory)
+    }
+
+    /// A program that becomes `sluicegate`.
+    pub fn start_program(program: &Path, arguments: &[&str], directory: &Path) -> Self {
+        Self::spawn(Command::new(program).args(arguments), directory)
     }
 
     /// As [`Self::start`], as the user `nobody`: through the program setpriv, which becomes the one it starts.

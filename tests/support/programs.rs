@@ -12,7 +12,8 @@ use std::{
 use super::{LATE, wait_for};
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 1] = [("setpriv", "util-linux")];
+const PACKAGES: [(&str, &str); 3] =
+    [("setpriv", "util-linux"), ("systemd-analyze", "systemd"), ("systemd-socket-activate", "systemd")];
 
 /// Where a program is. Missing: a failure in CI, a line to read elsewhere.
 #[track_caller]
