@@ -72,14 +72,14 @@ impl Direction {
         self.deliver(if random.below(2) == 0 { bytes } else { sent });
     }
 
-    /// Two signs in a row, and nothing else, change the mode; `CopyOnly` stays.
+    /// A full buffer, or two signs in a row, and nothing else, change the mode; `CopyOnly` stays.
     fn judge_mode(&mut self, before: Mode, bytes: u64) {
         let (copying, splicing) = (matches!(before, Mode::Copy { .. }), matches!(before, Mode::Splice { .. }));
         self.full = if copying && bytes >= 32 << 10 { self.full + 1 } else { 0 };
         self.small = if splicing && bytes < 16 << 10 { self.small + 1 } else { 0 };
         let expected = match before {
             Mode::CopyOnly => Mode::CopyOnly,
-            Mode::Copy { .. } if self.full == 2 => Mode::Splice { small: 0 },
+            Mode::Copy { .. } if self.full == 2 || bytes >= COPY_LENGTH as u64 => Mode::Splice { small: 0 },
             Mode::Copy { .. } => Mode::Copy { bulk: self.full },
             Mode::Splice { .. } if self.small == 2 => Mode::Copy { bulk: 0 },
             Mode::Splice { .. } => Mode::Splice { small: self.small },
