@@ -5,6 +5,8 @@
 //! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
 //! other, each in its own cells, and only sums are shown.
 
+mod search;
+
 use std::{
     cell::RefCell,
     net::SocketAddr,
@@ -17,16 +19,13 @@ use std::{
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
     alarm::Alarm,
-    backend::Lease,
     config::DenyAction,
-    dial::{self, DialError},
-    drain::Watcher,
+    drain::{Reason, Watcher},
     firewall::Action,
     frontend::{Frontend, Place},
     local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
-    pool::Search,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::socket::{Socket, turn_away},
     tls::{
@@ -66,6 +65,8 @@ struct Notes {
     sni: Option<Box<str>>,
     backend: Option<Arc<str>>,
     attempts: u32,
+    /// Waiting for a backend with room.
+    queue: Duration,
     connect: Option<Duration>,
     /// Closed before anything was said: counted, not logged (traps O8).
     silent: bool,
@@ -136,15 +137,13 @@ impl Connection {
         let client = match &frontend.tls {
             None => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => {
-                drain.unless_on(Box::pin(self.shake_hands(socket, &alarm))).await.unwrap_or(Err(Outcome::Drained))?
-            }
+            Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
         };
-        let (_lease, backend) = match drain.unless_on(Box::pin(self.dial(&alarm))).await {
-            Some(Ok(dialled)) => dialled,
+        let (_lease, backend) = match drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await {
+            Ok(Ok(dialled)) => dialled,
             failed => {
-                client.reset_on_close();
-                return Err(failed.and_then(Result::err).unwrap_or(Outcome::Drained));
+                client.refuse();
+                return Err(failed.map_or_else(Outcome::from, |dialled| dialled.err().unwrap_or(Outcome::Internal)));
             }
         };
         let control = Control { timeouts: frontend.timeouts.jittered(self.local.random()), drain, alarm: &alarm };
@@ -182,41 +181,13 @@ impl Connection {
         }
     }
 
-    /// Connects a backend. As no client byte was forwarded yet, a failure moves on to another one (traps B1).
-    async fn dial(&self, alarm: &Alarm) -> Result<(Lease, Socket), Outcome> {
-        let pool = &*self.frontend.pool;
-        let index = self.local.index;
-        let mut search: Search<'_> = pool.search(self.client.ip(), self.local.random());
-        let mut failed = false;
-        while let Some(lease) = search.pick() {
-            if failed {
-                pool.cells.at(index).retries.add(1);
-            }
-            self.note_attempt(&lease);
-            let cells = lease.backend().cells.at(index);
-            match dial::connect(lease.backend().address, pool.connect_timeout, alarm).await {
-                Ok((socket, took)) => {
-                    cells.connections.add(1);
-                    pool.cells.at(index).connect_duration.observe(took);
-                    self.notes.borrow_mut().connect = Some(took);
-                    return Ok((lease, socket));
-                }
-                Err(DialError::Exhausted) => return Err(Outcome::OutOfResources),
-                Err(DialError::Failed(reason)) => {
-                    cells.connect_failures.at(reason).add(1);
-                    search.failed(&lease);
-                    failed = true;
-                }
-            }
-        }
-        Err(if failed { Outcome::ConnectFailed } else { Outcome::NoBackend })
-    }
-
     /// Whether nothing was said: a port probe, counted and not logged (traps O8).
     fn is_a_probe(&self, outcome: Outcome) -> bool {
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
-        closed && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
+        closed
+            && notes.queue.is_zero()
+            && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
     }
 
     fn record(&self, outcome: Outcome, total: Duration) -> Record {
@@ -243,7 +214,7 @@ impl Connection {
             path: notes.connect.map(|_| path),
             seconds: Seconds {
                 handshake: tls.as_ref().map(|tls| tls.took),
-                queue: Duration::ZERO,
+                queue: notes.queue,
                 connect: notes.connect,
                 first_byte: self.meter.first_byte().map(|at| at - self.accepted),
                 total,
@@ -256,12 +227,6 @@ impl Connection {
             }),
             outcome,
         }
-    }
-
-    fn note_attempt(&self, lease: &Lease) {
-        let mut notes = self.notes.borrow_mut();
-        notes.attempts += 1;
-        notes.backend = Some(Arc::clone(&lease.backend().name));
     }
 }
 
@@ -304,6 +269,16 @@ impl From<End> for Outcome {
             End::HalfClosedTimeout => Self::HalfClosedTimeout,
             End::MaxAge => Self::MaxAge,
             End::Drained => Self::Drained,
+            End::BackendDown => Self::BackendDown,
+        }
+    }
+}
+
+impl From<Reason> for Outcome {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Drained => Self::Drained,
+            Reason::BackendDown => Self::BackendDown,
         }
     }
 }
@@ -333,7 +308,7 @@ mod tests {
     /// A task is one allocation of this size and a little more, for as long as the connection lives.
     #[test]
     fn s9_the_future_of_a_connection_is_small() {
-        const AT_MOST: usize = 864;
+        const AT_MOST: usize = 960;
         let size = size(Connection::run);
         println!("{size} bytes for a connection, {} for its socket", size_of::<Socket>());
         assert!(size <= AT_MOST, "{size} bytes");

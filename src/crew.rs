@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
+    backend,
     connection::{Admitted, Connection},
     local::Local,
     metrics::Registry,
@@ -29,6 +30,8 @@ const SLACK: u64 = 16;
 pub enum Command {
     /// Accepts no more, ends its connections, then itself.
     Stop,
+    /// Ends its connections to this backend.
+    EndBackend(backend::Id),
     /// Serves a client that another worker accepted and admitted.
     Adopt { client: Admitted, waiting: Waiting },
 }
@@ -132,7 +135,7 @@ impl Handle {
         let waiting = Waiting(self.clone());
         match self.send(Command::Adopt { client, waiting }) {
             Err(Command::Adopt { client, .. }) => Err(client),
-            Err(Command::Stop) | Ok(()) => Ok(()),
+            Err(_) | Ok(()) => Ok(()),
         }
     }
 }

@@ -39,7 +39,7 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
             tokio::task::yield_now().await;
         }
     };
-    let _: Option<()> = watcher.unless_on(accepting).await;
+    let _: Result<(), _> = watcher.unless_ended(accepting).await;
 }
 
 /// Counts an error; true if trying again at once would only fail again.

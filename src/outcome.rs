@@ -36,6 +36,12 @@ pub enum Outcome {
     NoBackend,
     /// Every backend that was tried refused, reset or timed out.
     ConnectFailed,
+    /// Every backend had as many connections as it may, and so had the queue.
+    QueueFull,
+    /// No backend had room in time.
+    QueueTimeout,
+    /// The backend went down, and `on_down` ends its connections.
+    BackendDown,
     /// The process was told to stop.
     Drained,
     /// No descriptors or memory for this connection.
@@ -46,7 +52,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -63,6 +69,9 @@ impl Outcome {
         Self::NoSharedAlpn,
         Self::NoBackend,
         Self::ConnectFailed,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::BackendDown,
         Self::Drained,
         Self::OutOfResources,
         Self::Internal,
@@ -88,6 +97,9 @@ impl Outcome {
             Self::NoSharedAlpn => "no_shared_alpn",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::BackendDown => "backend_down",
             Self::Drained => "drained",
             Self::OutOfResources => "out_of_resources",
             Self::Internal => "internal",

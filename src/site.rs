@@ -5,10 +5,12 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 use crate::{
+    backend::Health,
     frontend::{Firewall, Frontend, Limit},
     load::Loaded,
     metrics::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, Registry},
     pool::Pool,
+    sys::clock::{self, Moment},
     tls::{acceptor::Policy, certificates::Certificates},
 };
 
@@ -32,7 +34,9 @@ impl Site {
         registry: &Registry,
     ) -> Result<Self, rustls::Error> {
         let config = &loaded.config;
-        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, &config.global.hash_key, registry)));
+        let now = clock::coarse();
+        let key = &config.global.hash_key;
+        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, key, registry, None, now)));
         let pools: Vec<_> = pools.collect();
         let process = Limit::new(connections);
         let mut frontends = Vec::new();
@@ -62,18 +66,15 @@ impl Site {
             name: frontend.name.to_string(),
             connections_limit: frontend.limits.iter().map(|limit| limit.most()).min().unwrap_or_default() as u64,
         });
-        let pools = self.pools.iter().map(|pool| PoolGauges {
-            name: pool.name.to_string(),
-            up: pool.backends().count() as u64,
-            ..PoolGauges::default()
-        });
+        let now = clock::coarse();
+        let pools = self.pools.iter().map(|pool| pool_gauges(pool, now));
         let backends = self.pools.iter().flat_map(|pool| {
             pool.backends().map(|backend| BackendGauges {
                 pool: pool.name.to_string(),
                 name: backend.name.to_string(),
-                weight: backend.weight,
+                weight: backend.weight(),
                 connections: u64::from(backend.live()),
-                up: true,
+                up: backend.health() == Health::Up && !backend.is_ejected(now) && !backend.is_draining(),
             })
         });
         Gauges {
@@ -89,6 +90,22 @@ impl Site {
     pub fn connections_limit(&self) -> usize {
         self.process.most()
     }
+}
+
+/// Each backend counts once, under the strongest reason why it takes nothing.
+fn pool_gauges(pool: &Pool, now: Moment) -> PoolGauges {
+    let (name, queued) = (pool.name.to_string(), pool.waiting() as u64);
+    let mut gauges = PoolGauges { name, queued, ..PoolGauges::default() };
+    for backend in pool.backends() {
+        let state = match backend.health() {
+            _ if backend.is_draining() => &mut gauges.draining,
+            Health::Unknown | Health::Down => &mut gauges.down,
+            Health::Up if backend.is_ejected(now) => &mut gauges.ejected,
+            Health::Up => &mut gauges.up,
+        };
+        *state += 1;
+    }
+    gauges
 }
 
 /// Each certificate file once, by the name it has in the configuration.

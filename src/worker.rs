@@ -96,6 +96,7 @@ async fn obey(inbox: &mut Inbox, local: &Rc<Local>) {
                 local.drain.trigger();
                 inbox.close();
             }
+            Command::EndBackend(backend) => local.drain.end_backend(backend),
             Command::Adopt { client, waiting } => {
                 Connection::begin(client, local);
                 drop(waiting);

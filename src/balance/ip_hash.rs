@@ -38,7 +38,11 @@ impl Rendezvous {
     }
 
     pub fn pick(&self, source: IpAddr, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        self.pick_hashed(self.key.address(source), eligible)
+        self.pick_hashed(self.hash(source), eligible)
+    }
+
+    pub fn hash(&self, source: IpAddr) -> u64 {
+        self.key.address(source)
     }
 
     /// One cheap mix per member: the source is already spread under the key, and so is the seed.

@@ -33,10 +33,14 @@ impl Maglev {
     }
 
     pub fn pick(&self, source: IpAddr, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        let hash = self.key.address(source);
+        let hash = self.hash(source);
         let slot = usize::try_from(hash % TABLE_SIZE as u64).ok()?;
         let index = self.table.get(slot).copied().map(usize::from)?;
         if eligible(index) { Some(index) } else { self.rest.pick_hashed(hash, eligible) }
+    }
+
+    pub fn hash(&self, source: IpAddr) -> u64 {
+        self.key.address(source)
     }
 }
 

@@ -14,6 +14,7 @@ mod tests;
 
 use std::net::IpAddr;
 
+use hash::{draw, mix};
 use ip_hash::Rendezvous;
 use least_conn::LeastConn;
 use maglev::Maglev;
@@ -84,7 +85,12 @@ pub struct Request {
 
 /// A policy made ready for its members. Immutable; picking allocates nothing.
 #[derive(Debug)]
-pub struct Picker(Policy);
+pub struct Picker {
+    policy: Policy,
+    /// For each member the most often that it may take part in a pick while it is new, in parts of `u32::MAX`; empty where
+    /// nothing prefers the idle.
+    ceilings: Box<[u32]>,
+}
 
 #[derive(Debug)]
 enum Policy {
@@ -99,13 +105,31 @@ impl Picker {
     /// `key` is for `ip_hash` and `maglev`. May take milliseconds for hundreds of members.
     #[must_use]
     pub fn build(balance: Balance, members: &[Member<'_>], key: &[u8; 16]) -> Self {
-        Self(match balance {
+        let policy = match balance {
             Balance::RoundRobin => Policy::RoundRobin(RoundRobin::build(members)),
             Balance::LeastConn => Policy::LeastConn(LeastConn::build(members)),
             Balance::IpHash => Policy::IpHash(Rendezvous::build(members, key)),
             Balance::Maglev => Policy::Maglev(Maglev::build(members, key)),
             Balance::P2c => Policy::P2c(P2c::build(members)),
-        })
+        };
+        Self { policy, ceilings: ceilings(balance, members) }
+    }
+
+    /// Whether a member that has just begun takes part in this pick. `warmth` is how much of its share it may take, in
+    /// parts of `u32::MAX`.
+    ///
+    /// The least loaded would get everything when it is new, whatever its share: it takes part so seldom that it gets at
+    /// most twice its share of all picks (B7). Hashing decides by the client, who then changes over once and stays.
+    #[must_use]
+    pub fn welcomes(&self, request: &Request, index: usize, warmth: u32) -> bool {
+        let luck = match &self.policy {
+            Policy::RoundRobin(_) | Policy::LeastConn(_) | Policy::P2c(_) => request.random,
+            Policy::IpHash(policy) => policy.hash(request.source),
+            Policy::Maglev(policy) => policy.hash(request.source),
+        };
+        let most = self.ceilings.get(index).map_or(warmth, |most| warmth.min(*most));
+        // Numbers of its own for each member: what a pick has drawn already says nothing about them.
+        (draw(mix(luck), index as u64) >> 32) < u64::from(most)
     }
 
     /// The index of an eligible member with a weight, or `None` if there is none.
@@ -118,12 +142,36 @@ impl Picker {
         load: impl Fn(usize) -> u32,
         eligible: impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        match &self.0 {
+        match &self.policy {
             Policy::RoundRobin(policy) => policy.pick(request.ticket, eligible),
             Policy::LeastConn(policy) => policy.pick(request.ticket, load, eligible),
             Policy::IpHash(policy) => policy.pick(request.source, eligible),
             Policy::Maglev(policy) => policy.pick(request.source, eligible),
             Policy::P2c(policy) => policy.pick(request.random, load, eligible),
         }
+    }
+}
+
+/// Twice a member's share, over how often the policy would look at it. Under `least_conn` that is always, under `p2c` when
+/// it is one of the two that are drawn.
+fn ceilings(balance: Balance, members: &[Member<'_>]) -> Box<[u32]> {
+    let total: f64 = members.iter().map(|member| f64::from(member.weight)).sum();
+    let shares = || members.iter().map(|member| f64::from(member.weight) / total.max(1.0));
+    // Of a second draw: for each other member that came first, its share of what is left.
+    let left: f64 = shares().filter(|share| *share < 1.0).map(|share| share / (1.0 - share)).sum();
+    let seen = |share: f64| match balance {
+        Balance::LeastConn => 1.0,
+        _ if share < 1.0 => share + share * (left - share / (1.0 - share)),
+        _ => 1.0,
+    };
+    let ceiling = |share: f64| {
+        let most = if share > 0.0 { (2.0 * share / seen(share)).min(1.0) } else { 0.0 };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and u32::MAX")]
+        let parts = (most * f64::from(u32::MAX)) as u32;
+        parts
+    };
+    match balance {
+        Balance::LeastConn | Balance::P2c => shares().map(ceiling).collect(),
+        Balance::RoundRobin | Balance::IpHash | Balance::Maglev => Box::default(),
     }
 }

@@ -11,7 +11,8 @@ use super::{
     Located, Role, code,
     convert::DEFAULT_ADMIN_BIND,
     diagnostic::Diagnostic,
-    file::{Backend, File, Pool},
+    file::File,
+    pool::file::{Backend, Pool},
     reader::{Report, similar},
     value::{cut, quoted},
 };
@@ -117,8 +118,9 @@ fn usable(pool: &Pool, report: &mut Report) {
     let refuse =
         |code, message: String, label: &str| Diagnostic::error(code, message).at(pool.name.span.clone()).label(label);
     let count = pool.backends.len();
-    if count > 0 && pool.backends.iter().all(|backend| weight(backend) == 0) {
-        let message = format!("every backend of pool `{name}` has weight 0");
+    let mut active = pool.backends.iter().filter(|backend| role(backend) == Role::Active).peekable();
+    if active.peek().is_some() && active.all(|backend| weight(backend) == 0) {
+        let message = format!("every active backend of pool `{name}` has weight 0");
         report.push(refuse(code::NO_USABLE_BACKEND, message, "no backend takes traffic"));
     }
     if count > 0 && pool.backends.iter().all(|backend| role(backend) == Role::Backup) {

@@ -9,21 +9,19 @@ use std::{
 };
 
 use super::{
-    AccessLog, Action, Admin, Auto, Backend, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global,
-    Listener, ListenerTimeouts, Log, LogFormat, LogLevel, Pool, Role, Rule, Tls, TlsVersion, ZeroCopy,
+    AccessLog, Action, Admin, Auto, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global, Listener,
+    ListenerTimeouts, Log, LogFormat, LogLevel, Pool, Rule, Tls, TlsVersion, ZeroCopy,
     check::check,
     code,
     diagnostic::Diagnostic,
     file::{self, File, Written, WrittenList},
     lint::lint,
+    pool::{convert as pool, file::Pool as PoolFile},
     read::read,
     reader::Report,
     syntax::{Tree, with_syntax_errors, without_hiding_lines},
 };
-use crate::{
-    balance::{Balance, DEFAULT_KEY},
-    cidr::Cidr,
-};
+use crate::{balance::DEFAULT_KEY, cidr::Cidr};
 
 /// A larger text is not read: no configuration comes near it, long lists have files of their own.
 pub const MAX_BYTES: usize = 8 << 20;
@@ -31,9 +29,8 @@ pub const MAX_BYTES: usize = 8 << 20;
 /// Where the admin listens unless the file says otherwise.
 pub const DEFAULT_ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-const DEFAULT_RETRIES: u32 = 2;
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
-    connect: Duration::from_secs(3),
+    pool: pool::Timeouts { connect: Duration::from_secs(3), queue: Duration::from_secs(5) },
     listener: ListenerTimeouts {
         handshake: Duration::from_secs(10),
         idle: Duration::from_mins(5),
@@ -80,7 +77,7 @@ pub fn too_large() -> Diagnostic {
 
 #[derive(Clone, Copy)]
 struct Timeouts {
-    connect: Duration,
+    pool: pool::Timeouts,
     listener: ListenerTimeouts,
 }
 
@@ -98,7 +95,7 @@ fn convert(file: &File) -> Option<Config> {
             tests: file.firewall.tests.iter().map(test).collect::<Option<_>>()?,
         },
         listeners: file.listeners.iter().map(|one| listener(one, timeouts)).collect::<Option<_>>()?,
-        pools: file.pools.iter().map(|one| pool(one, timeouts)).collect::<Option<_>>()?,
+        pools: file.pools.iter().map(|one| pool_of(one, timeouts)).collect::<Option<_>>()?,
     })
 }
 
@@ -133,7 +130,10 @@ fn log(file: &file::Log) -> Log {
 
 fn timeouts(file: &file::Timeouts, default: Timeouts) -> Timeouts {
     Timeouts {
-        connect: value(&file.connect, default.connect),
+        pool: pool::Timeouts {
+            connect: value(&file.connect, default.pool.connect),
+            queue: value(&file.queue, default.pool.queue),
+        },
         listener: ListenerTimeouts {
             handshake: value(&file.handshake, default.listener.handshake),
             idle: value(&file.idle, default.listener.idle),
@@ -189,31 +189,15 @@ fn tls(file: &file::Tls) -> Option<Tls> {
     })
 }
 
-fn pool(file: &file::Pool, defaults: Timeouts) -> Option<Pool> {
-    Some(Pool {
-        name: file.name.value.clone(),
-        backends: file.backends.iter().map(backend).collect::<Option<_>>()?,
-        balance: value(&file.balance, Balance::RoundRobin),
-        retries: value(&file.retries, DEFAULT_RETRIES),
-        connect_timeout: timeouts(&file.timeouts, defaults).connect,
-    })
+fn pool_of(file: &PoolFile, defaults: Timeouts) -> Option<Pool> {
+    pool::pool(file, timeouts(&file.timeouts, defaults).pool)
 }
 
-fn backend(file: &file::Backend) -> Option<Backend> {
-    let address = required(&file.address)?;
-    Some(Backend {
-        name: required(&file.name).unwrap_or_else(|| address.to_string()),
-        address,
-        weight: u16::try_from(value(&file.weight, 1)).ok()?,
-        role: value(&file.role, Role::Active),
-    })
-}
-
-fn required<T: Clone>(written: &Written<T>) -> Option<T> {
+pub fn required<T: Clone>(written: &Written<T>) -> Option<T> {
     written.as_ref().map(|written| written.value.clone())
 }
 
-fn value<T: Clone>(written: &Written<T>, default: T) -> T {
+pub fn value<T: Clone>(written: &Written<T>, default: T) -> T {
     required(written).unwrap_or(default)
 }
 
@@ -224,7 +208,10 @@ fn list<T: Clone>(written: &WrittenList<T>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Located, Networks};
+    use crate::{
+        balance::Balance,
+        config::{Located, Networks, OnAllDown, OnDown, Role},
+    };
 
     const SMALLEST: &str = r#"
 [listener.https]
@@ -262,8 +249,25 @@ backends = ["10.0.0.11:80", "10.0.0.12:80"]
             (pool.balance, pool.retries, pool.connect_timeout),
             (Balance::RoundRobin, 2, Duration::from_secs(3))
         );
+        assert_eq!(pool.check, Some(pool::DEFAULT_CHECK));
+        assert_eq!(pool.outlier, Some(pool::DEFAULT_OUTLIER));
+        assert_eq!((pool.on_down, pool.on_all_down), (OnDown::Keep, OnAllDown::Open));
+        assert_eq!((pool.slow_start, pool.queue), (Duration::from_secs(10), Duration::from_secs(5)));
+        assert_eq!((pool.max_queued.get(), pool.panic_threshold), (1024, 0));
         assert_eq!(pool.backends[1].name, "10.0.0.12:80");
         assert_eq!((pool.backends[1].weight, pool.backends[1].role), (1, Role::Active));
+    }
+
+    #[test]
+    fn a_role_check_closes_and_a_check_can_be_off() {
+        let more = "check = { type = \"mysql\", user = \"u\", role = \"replica\" }\nmax_connections = 7\n";
+        let pool = parsed(&format!("{SMALLEST}{more}")).pools.remove(0);
+        assert_eq!((pool.on_down, pool.on_all_down), (OnDown::Close, OnAllDown::Close));
+        assert_eq!(pool.backends[0].max_connections.map(std::num::NonZero::get), Some(7));
+        let pool = parsed(&format!("{SMALLEST}check = \"off\"\noutlier = \"off\"\n")).pools.remove(0);
+        assert_eq!((pool.check, pool.outlier), (None, None));
+        let pool = parsed(&format!("{SMALLEST}check = \"tcp\"\n")).pools.remove(0);
+        assert_eq!(pool.check, Some(pool::DEFAULT_CHECK));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
-    AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, Role, TlsVersion, ZeroCopy,
-    reader::Schema, value::Bounds,
+    AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, TlsVersion, ZeroCopy,
+    pool::file::Pool, reader::Schema, value::Bounds,
 };
-use crate::{balance::Balance, cidr::Cidr};
+use crate::cidr::Cidr;
 
 pub type Written<T> = Option<Located<T>>;
 pub type WrittenList<T> = Written<Vec<Located<T>>>;
@@ -57,6 +57,7 @@ pub struct Timeouts {
     pub idle: Written<Duration>,
     pub half_closed: Written<Duration>,
     pub max_age: Written<Duration>,
+    pub queue: Written<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -108,39 +109,15 @@ pub struct Certificate {
     pub key: Written<PathBuf>,
 }
 
-#[derive(Debug)]
-pub struct Pool {
-    pub name: Located<String>,
-    pub balance: Written<Balance>,
-    pub retries: Written<u32>,
-    pub timeouts: Timeouts,
-    pub backends: Vec<Backend>,
-}
-
-#[derive(Debug)]
-pub struct Backend {
-    pub name: Written<String>,
-    pub address: Written<SocketAddr>,
-    pub weight: Written<u32>,
-    pub role: Written<Role>,
-}
-
-impl From<Located<SocketAddr>> for Backend {
-    fn from(address: Located<SocketAddr>) -> Self {
-        Self { name: None, address: Some(address), weight: None, role: None }
-    }
-}
-
 pub const ROOT: Schema =
     Schema { name: "the file", keys: &["global", "admin", "log", "timeouts", "firewall", "listener", "pool"] };
 pub const GLOBAL: Schema = Schema { name: "[global]", keys: &["workers", "max_connections", "zero_copy", "hash_key"] };
 pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "socket", "allow"] };
 pub const LOG: Schema = Schema { name: "[log]", keys: &["access", "format", "level"] };
 pub const TIMEOUTS: Schema =
-    Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age"] };
+    Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
-pub const POOL_TIMEOUTS: Schema = Schema { name: "[pool.*.timeouts]", keys: &["connect"] };
 pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };
 pub const RULE: Schema = Schema {
     name: "[[firewall.rules]]",
@@ -152,8 +129,6 @@ pub const LISTENER: Schema =
 pub const TLS: Schema =
     Schema { name: "[listener.*.tls]", keys: &["cert", "key", "certificates", "min_version", "alpn", "strict_sni"] };
 pub const CERTIFICATE: Schema = Schema { name: "[[listener.*.tls.certificates]]", keys: &["cert", "key"] };
-pub const POOL: Schema = Schema { name: "[pool.*]", keys: &["balance", "backends", "backend", "retries", "timeouts"] };
-pub const BACKEND: Schema = Schema { name: "[[pool.*.backend]]", keys: &["name", "address", "weight", "role"] };
 
 pub const ZERO_COPY: &[(&str, ZeroCopy)] =
     &[("auto", ZeroCopy::Auto), ("off", ZeroCopy::Off), ("splice", ZeroCopy::Splice)];
@@ -163,21 +138,12 @@ pub const LEVEL: &[(&str, LogLevel)] =
 pub const ACTION: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
 pub const DENY_ACTION: &[(&str, DenyAction)] = &[("drop", DenyAction::Drop), ("reset", DenyAction::Reset)];
 pub const TLS_VERSION: &[(&str, TlsVersion)] = &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-pub const ROLE: &[(&str, Role)] = &[("active", Role::Active), ("backup", Role::Backup)];
-pub const BALANCE: &[(&str, Balance)] = &[
-    ("round_robin", Balance::RoundRobin),
-    ("least_conn", Balance::LeastConn),
-    ("ip_hash", Balance::IpHash),
-    ("maglev", Balance::Maglev),
-    ("p2c", Balance::P2c),
-];
 
 // Bounds that no sensible file reaches: they catch slips of the keyboard.
 pub const MOST_WORKERS: u32 = 1024;
 pub const MOST_CONNECTIONS: u32 = 100_000_000;
-pub const MOST_RETRIES: u32 = 100;
-pub const MOST_WEIGHT: u32 = 256;
 pub const DAY: Bounds = Bounds { zero: false, hours: 24 };
+pub const DAY_OR_NEVER: Bounds = Bounds { zero: true, hours: 24 };
 pub const YEAR: Bounds = Bounds { zero: false, hours: 24 * 365 };
 pub const YEAR_OR_NEVER: Bounds = Bounds { zero: true, hours: 24 * 365 };
 
@@ -186,7 +152,15 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{balance::DEFAULT_KEY, config::parse};
+    use crate::{
+        balance::DEFAULT_KEY,
+        config::{
+            parse,
+            pool::file::{
+                BACKEND, CHECK_HTTP, CHECK_MYSQL, CHECK_SEND_EXPECT, CHECK_TCP, CHECK_TLS, OUTLIER, POOL, POOL_TIMEOUTS,
+            },
+        },
+    };
 
     const FULL: &str = include_str!("../../config/full.toml");
 
@@ -208,6 +182,12 @@ mod tests {
             CERTIFICATE,
             POOL,
             BACKEND,
+            OUTLIER,
+            CHECK_TCP,
+            CHECK_TLS,
+            CHECK_HTTP,
+            CHECK_SEND_EXPECT,
+            CHECK_MYSQL,
         ] {
             for key in schema.keys {
                 let is_there =

@@ -11,6 +11,7 @@ mod file;
 mod lines;
 mod lint;
 mod network;
+mod pool;
 mod read;
 mod reader;
 mod render;
@@ -28,10 +29,14 @@ use std::{
 
 pub use convert::{DEFAULT_ADMIN_BIND, MAX_BYTES, parse, too_large};
 pub use diagnostic::Diagnostic;
+pub use pool::{
+    Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
+    Role, Secret,
+};
 
 pub use crate::firewall::Action;
 
-use crate::{balance::Balance, cidr::Cidr};
+use crate::cidr::Cidr;
 
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -217,32 +222,4 @@ pub struct CertificateFiles {
 pub enum TlsVersion {
     V1_2,
     V1_3,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Pool {
-    pub name: String,
-    /// At least one, names and addresses unique, at least one that is not a backup.
-    pub backends: Vec<Backend>,
-    pub balance: Balance,
-    /// Other backends tried while no client byte was forwarded.
-    pub retries: u32,
-    /// One connect attempt.
-    pub connect_timeout: Duration,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
-    pub name: String,
-    pub address: SocketAddr,
-    /// 0 to 256; 0 takes no traffic.
-    pub weight: u16,
-    pub role: Role,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    Active,
-    /// Used only when every active one is down.
-    Backup,
 }

@@ -8,12 +8,13 @@ use super::{
     AccessLog, Action, Located, Networks, code,
     diagnostic::Diagnostic,
     file::{
-        ACTION, ADMIN, Admin, BACKEND, BALANCE, Backend, CERTIFICATE, Certificate, DAY, DENY_ACTION, FIREWALL, FORMAT,
-        File, Firewall, GLOBAL, Global, LEVEL, LISTENER, LISTENER_TIMEOUTS, LOG, Listener, Log, MOST_CONNECTIONS,
-        MOST_RETRIES, MOST_WEIGHT, MOST_WORKERS, POOL, POOL_TIMEOUTS, Pool, ROLE, ROOT, RULE, Rule, TEST, TIMEOUTS,
-        TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER, ZERO_COPY,
+        ACTION, ADMIN, Admin, CERTIFICATE, Certificate, DAY, DAY_OR_NEVER, DENY_ACTION, FIREWALL, FORMAT, File,
+        Firewall, GLOBAL, Global, LEVEL, LISTENER, LISTENER_TIMEOUTS, LOG, Listener, Log, MOST_CONNECTIONS,
+        MOST_WORKERS, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER,
+        ZERO_COPY,
     },
     network,
+    pool::{file::POOL, read::pool},
     reader::{Report, Schema, Table},
     value::{self, Problem},
 };
@@ -34,7 +35,7 @@ pub fn read(root: &DeTable, text: &str, base: &Path, report: &mut Report) -> Fil
             .collect(),
         pools: some_named(&root, text, "pool", &POOL, report)
             .into_iter()
-            .map(|(name, table)| pool(name, &table, report))
+            .map(|(name, table)| pool(name, &table, base, report))
             .collect(),
     }
 }
@@ -97,7 +98,8 @@ fn access_log(base: &Path) -> impl Fn(&DeValue) -> Result<AccessLog, Problem> {
     }
 }
 
-fn timeouts(parent: &Table, title: &str, schema: &Schema, report: &mut Report) -> Timeouts {
+/// The table `timeouts` of `parent`, with the keys that `schema` has.
+pub fn timeouts(parent: &Table, title: &str, schema: &Schema, report: &mut Report) -> Timeouts {
     let Some(table) = parent.table("timeouts", title.to_owned(), schema, report) else { return Timeouts::default() };
     // Keys that this table may not have are noted by its schema.
     let mut read = |key: &str, bounds| {
@@ -112,6 +114,7 @@ fn timeouts(parent: &Table, title: &str, schema: &Schema, report: &mut Report) -
         idle: read("idle", YEAR),
         half_closed: read("half_closed", YEAR),
         max_age: read("max_age", YEAR_OR_NEVER),
+        queue: read("queue", DAY_OR_NEVER),
     }
 }
 
@@ -213,33 +216,5 @@ fn certificate(table: &Table, base: &Path, report: &mut Report) -> Certificate {
     Certificate {
         cert: table.read("cert", report, value::path(base)),
         key: table.read("key", report, value::path(base)),
-    }
-}
-
-fn pool(name: Located<String>, table: &Table, report: &mut Report) -> Pool {
-    table.require_one(&["backends", "backend"], "backends = [\"10.0.0.11:80\"]", report);
-    table.exclude(&["backends", "backend"], report);
-    let short = table.read_list("backends", report, network::backend_address);
-    let mut backends: Vec<_> = short.into_iter().flat_map(|list| list.value).map(Backend::from).collect();
-    table.refuse_empty("backend", report);
-    let long = table.tables("backend", &format!("a backend of {}", table.title), &BACKEND, report);
-    backends.extend(long.iter().map(|table| backend(table, report)));
-    let title = format!("[pool.{}.timeouts]", value::cut(&name.value));
-    Pool {
-        balance: table.read("balance", report, value::word(BALANCE)),
-        retries: table.read("retries", report, value::integer(0..=MOST_RETRIES)),
-        timeouts: timeouts(table, &title, &POOL_TIMEOUTS, report),
-        backends,
-        name,
-    }
-}
-
-fn backend(table: &Table, report: &mut Report) -> Backend {
-    table.require("address", "address = \"10.0.0.11:80\"", report);
-    Backend {
-        name: table.read("name", report, |written| value::name(value::text_of(written)?)),
-        address: table.read("address", report, network::backend_address),
-        weight: table.read("weight", report, value::integer(0..=MOST_WEIGHT)),
-        role: table.read("role", report, value::word(ROLE)),
     }
 }

@@ -123,6 +123,17 @@ impl<'a> Table<'a> {
         self.entries.contains_key(key) || self.meant.contains(&key)
     }
 
+    /// The string under `key`, if there is one.
+    pub fn text(&self, key: &str) -> Option<&'a str> {
+        self.entries.get(key)?.get_ref().as_str()
+    }
+
+    /// The string under `inner` of the table under `key`, if there is one.
+    pub fn text_in(&self, key: &str, inner: &str) -> Option<&'a str> {
+        let DeValue::Table(entries) = self.entries.get(key)?.get_ref() else { return None };
+        entries.get(inner)?.get_ref().as_str()
+    }
+
     /// Where `key` is written.
     pub fn key_span(&self, key: &str) -> Option<Range<usize>> {
         self.entries.get_key_value(key).map(|(key, _)| key.span())

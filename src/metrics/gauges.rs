@@ -25,6 +25,8 @@ pub struct PoolGauges {
     pub down: u64,
     pub draining: u64,
     pub ejected: u64,
+    /// Clients that wait for a backend with room.
+    pub queued: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -58,7 +58,7 @@ const COUNTERS: [(&str, &str); 15] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 13] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
@@ -67,6 +67,7 @@ const GAUGES: [(&str, &str); 12] = [
     ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
     ("sluicegate_pipes", "Kernel pipes of the splice relay."),
     ("sluicegate_pool_backends", "Backends of the pool, by state."),
+    ("sluicegate_pool_queued_connections", "Clients that wait for a backend with room."),
     ("sluicegate_backend_up", "1 when the backend takes new connections."),
     ("sluicegate_backend_weight", "Weight of the backend."),
     ("sluicegate_backend_connections", "Live connections to the backend."),
@@ -184,6 +185,7 @@ fn set(gauges: &Gauges) {
         show("sluicegate_listener_connections_limit", &labels, listener.connections_limit as f64);
     }
     for pool in &gauges.pools {
+        show("sluicegate_pool_queued_connections", &[("pool", &pool.name)], pool.queued as f64);
         let states = [("up", pool.up), ("down", pool.down), ("draining", pool.draining), ("ejected", pool.ejected)];
         for (state, backends) in states {
             show("sluicegate_pool_backends", &[("pool", &pool.name), ("state", state)], backends as f64);

@@ -19,6 +19,9 @@ use crate::sys::socket::Socket;
 /// How long a peer may take to read what it was sent.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same when the connection has to be over at once.
+const HASTE: Duration = Duration::from_millis(40);
+
 /// Closes both sockets as `end` demands.
 pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
     let Pair { client, backend, up, down, .. } = pair;
@@ -36,6 +39,11 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
         End::BackendReset => {
             drop(backend);
             goodbye(client, Manner::Reset, resources).await;
+        }
+        // Nobody may stay, so nobody is waited for long (traps B8).
+        End::BackendDown => {
+            drop(backend);
+            reset_within(HASTE, client.into_socket()).await;
         }
         // No close_notify: it would pass what the client has of the answer for all of it.
         End::ClientTruncated => {
@@ -118,9 +126,13 @@ fn discard(socket: &Socket, cx: &mut Context<'_>, resources: &Resources) -> Poll
     Poll::Pending
 }
 
-/// RST, after the peer's host has confirmed every byte or has had the time to.
 async fn reset(socket: Socket) {
-    let deadline = Instant::now() + PATIENCE;
+    reset_within(PATIENCE, socket).await;
+}
+
+/// RST, after the peer's host has confirmed every byte or has had the time to.
+async fn reset_within(patience: Duration, socket: Socket) {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     // The kernel has no event for "all confirmed", so we ask, less and less often.
     while socket.unconfirmed().is_ok_and(|bytes| bytes > 0) && !socket.is_reset() && Instant::now() < deadline {

@@ -1,5 +1,7 @@
 //! How a relay ends, decided from how its two directions ended.
 
+use crate::drain::Reason;
+
 /// The end of one direction, after everything before it was delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FlowEnd {
@@ -37,6 +39,8 @@ pub enum End {
     HalfClosedTimeout,
     MaxAge,
     Drained,
+    /// The backend went down, and its connections end with it.
+    BackendDown,
 }
 
 /// The end of the whole from the ends of client-to-backend (`up`) and backend-to-client (`down`); `None` while
@@ -58,6 +62,15 @@ pub(super) fn of(up: Option<FlowEnd>, down: Option<FlowEnd>, first: Option<Side>
         (Some(Finished), Some(Finished)) if first == Some(Side::Backend) => Some(End::BackendClosed),
         (Some(Finished), Some(Finished)) => Some(End::ClientClosed),
         (None, _) | (_, None) => None,
+    }
+}
+
+impl From<Reason> for End {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Drained => Self::Drained,
+            Reason::BackendDown => Self::BackendDown,
+        }
     }
 }
 

@@ -41,7 +41,10 @@ use crate::{
     config::ZeroCopy,
     drain::Watcher,
     metrics::{Direction, Fallback, ListenerCells, PerWorker, Registry, RelayPath, WorkerCells},
-    sys::{pipe::Pipes, socket::Socket},
+    sys::{
+        pipe::Pipes,
+        socket::{Left, Socket},
+    },
 };
 
 /// What the relays of one worker share.
@@ -123,8 +126,8 @@ impl Pair {
     async fn until_end(&mut self, resources: &Resources, meter: &Meter, control: &Control<'_>) -> End {
         let mut timer = Timer::start(&control.timeouts, control.alarm.now());
         poll_fn(|cx| {
-            if control.drain.poll_on(cx) {
-                return Poll::Ready(End::Drained);
+            if let Some(reason) = control.drain.poll_ended(cx) {
+                return Poll::Ready(reason.into());
             }
             let moved = meter.moved.get();
             if let Some(end) = self.advance(cx, resources, meter) {
@@ -219,8 +222,19 @@ impl Client {
         }
     }
 
-    /// Makes dropping it a reset: for a client that cannot be served.
-    pub fn reset_on_close(&self) {
+    /// Ready when the client has left: it reset, or it finished and nothing that it said is unread.
+    pub async fn left(&self) -> Left {
+        let unread = match self {
+            Self::Plain(_) => false,
+            Self::Tls(client) => client.has_unread(),
+            // What rustls holds cannot be looked at without taking it.
+            Self::Rustls(_) => true,
+        };
+        self.socket().left(unread).await
+    }
+
+    /// Closes it by a reset: it cannot be served.
+    pub fn refuse(self) {
         self.socket().reset_on_close();
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -52,6 +53,13 @@ enum Nagle {
     Untouched,
     OneWrite,
     Off,
+}
+
+/// How the peer left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    Closed,
+    Reset,
 }
 
 /// What filling a pipe came to.
@@ -106,6 +114,34 @@ impl Socket {
             });
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the peer has left: it reset, or it finished and nothing it said is unread. Nothing is taken from the
+    /// socket. `unread`: something was taken before and is still to be read.
+    pub async fn left(&self, unread: bool) -> Left {
+        if !unread && let Some(left) = poll_fn(|cx| self.poll_left(cx)).await {
+            return left;
+        }
+        // Who asked for something may have finished sending and wait for the answer. Only an error says that it is gone.
+        let _ = self.fd.ready(Interest::ERROR).await;
+        Left::Reset
+    }
+
+    /// `None` when something is unread.
+    fn poll_left(&self, cx: &mut Context<'_>) -> Poll<Option<Left>> {
+        loop {
+            let Ok(mut guard) = ready!(self.poll_readable(cx)) else { return Poll::Ready(Some(Left::Reset)) };
+            match rustix::net::recv(&self.fd, &mut [0], RecvFlags::PEEK) {
+                Ok((_, 0)) => return Poll::Ready(Some(Left::Closed)),
+                Ok(_) => return Poll::Ready(None),
+                Err(Errno::AGAIN) => {
+                    guard.clear_ready();
+                    self.forget_urgent();
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Poll::Ready(Some(Left::Reset)),
+            }
+        }
     }
 
     /// Receives into `buffer`; 0 is the end of the stream.

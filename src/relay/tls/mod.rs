@@ -84,6 +84,11 @@ impl TlsClient {
     }
 
     /// Whether records wait for the socket.
+    /// Whether it said more than its handshake.
+    pub(in crate::relay) fn has_unread(&self) -> bool {
+        !self.incoming.is_empty()
+    }
+
     pub(in crate::relay) fn wants_write(&self) -> bool {
         self.sent < self.outgoing.len()
     }

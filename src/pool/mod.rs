@@ -1,0 +1,198 @@
+//! A named set of backends with one balance policy: active ones, and backups for when no active one is left.
+//!
+//! A connection looks for a backend among the active ones that are well, then among the backups that are well, then
+//! among those that real traffic has found wanting, and at last, when no check finds anything up, among all.
+
+mod lease;
+mod queue;
+mod search;
+#[cfg(test)]
+mod tests;
+mod tier;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use lease::Lease;
+pub use queue::Turn;
+pub use search::{Pick, Search};
+
+use crate::{
+    backend::{Backend, Health},
+    balance::{Member, Picker, Request},
+    config::{self, OnAllDown, OnDown, Outlier},
+    metrics::{PerWorker, PoolCells, Registry},
+    moment::Moment,
+};
+use queue::Queue;
+use tier::Tier;
+
+/// A pool, shared by every worker.
+#[derive(Debug)]
+pub struct Pool {
+    pub name: Arc<str>,
+    /// Other backends of the same role tried while no client byte was forwarded.
+    pub retries: u32,
+    /// One connect attempt.
+    pub connect_timeout: Duration,
+    pub cells: Arc<PerWorker<PoolCells>>,
+    /// All connect attempts of one client: one `connect_timeout` for each of the first role, and one more for a backup.
+    pub patience: Duration,
+    /// Whether connections to a backend end when it goes down.
+    pub closes_on_down: bool,
+    /// How long a client may wait for a backend with room.
+    pub queue_timeout: Duration,
+    active: Tier,
+    backup: Tier,
+    rules: Rules,
+    /// Who waits for room. Shared with the pools of the same name before and after this one.
+    queue: Arc<Queue>,
+    /// Some backend has a limit, so somebody may have to wait.
+    has_limits: bool,
+    /// One order for the whole process (traps B13).
+    ticket: AtomicU64,
+    /// Held while it is decided whether one more may be ejected.
+    ejecting: Mutex<()>,
+    /// Whether every backend is down, as it was last told.
+    all_down: AtomicBool,
+}
+
+/// What happens when backends fail or are full.
+#[derive(Debug, Clone)]
+struct Rules {
+    outlier: Option<Outlier>,
+    slow_start: Duration,
+    on_all_down: OnAllDown,
+    /// Percent of the active backends that have to be up for checks to be believed.
+    panic_threshold: u8,
+    /// Most clients that wait.
+    max_queued: usize,
+}
+
+impl Pool {
+    /// Builds the pool. Counters are found by name, so they survive; so do the backends of `old`, the pool it replaces, that
+    /// have the same name and address: their health, their live connections, their ejection and their slow start.
+    pub fn new(
+        config: &config::Pool,
+        hash_key: &[u8; 16],
+        registry: &Registry,
+        old: Option<&Self>,
+        now: Moment,
+    ) -> Self {
+        let tier = |role| {
+            let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
+            let identities: Vec<_> =
+                members.iter().map(|backend| Member { name: &backend.name, weight: backend.weight }).collect();
+            let backends = members.iter().map(|member| {
+                if let Some(known) = old.and_then(|old| old.known(member)) {
+                    known.reconfigure(member);
+                    if config.check.is_none() {
+                        known.set_health(Health::Up, now);
+                    }
+                    return Arc::clone(known);
+                }
+                let health = if config.check.is_some() { Health::Unknown } else { Health::Up };
+                let backend = Backend::new(member, health, registry.backend(&config.name, &member.name));
+                if old.is_some() {
+                    backend.join(now);
+                }
+                Arc::new(backend)
+            });
+            Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
+        };
+        let backups = u32::from(config.backends.iter().any(|backend| backend.role == config::Role::Backup));
+        Self {
+            name: config.name.as_str().into(),
+            retries: config.retries,
+            connect_timeout: config.connect_timeout,
+            cells: registry.pool(&config.name),
+            patience: config.connect_timeout.saturating_mul(config.retries.saturating_add(1 + backups)),
+            closes_on_down: config.on_down == OnDown::Close,
+            queue_timeout: config.queue,
+            active: tier(config::Role::Active),
+            backup: tier(config::Role::Backup),
+            rules: Rules {
+                outlier: config.outlier,
+                slow_start: config.slow_start,
+                on_all_down: config.on_all_down,
+                panic_threshold: config.panic_threshold,
+                max_queued: config.max_queued.get(),
+            },
+            queue: old.map(|old| Arc::clone(&old.queue)).unwrap_or_default(),
+            has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
+            ticket: AtomicU64::new(0),
+            ejecting: Mutex::default(),
+            all_down: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins the search for one client. `random` is 64 fresh bits.
+    pub fn search(&self, source: IpAddr, random: u64) -> Search {
+        let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
+        Search::new(Request { source, ticket, random }, self.retries.saturating_add(1))
+    }
+
+    /// Every backend, active ones first.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.active.backends.iter().chain(&self.backup.backends)
+    }
+
+    /// What a check found. Tells when every backend has gone down (`Some(true)`), and when that is over (`Some(false)`):
+    /// each once.
+    pub fn set_health(&self, backend: &Backend, health: Health, now: Moment) -> Option<bool> {
+        backend.set_health(health, now);
+        self.serve_waiting(now);
+        let all_down = self.backends().all(|backend| backend.health() == Health::Down);
+        (self.all_down.swap(all_down, Ordering::Relaxed) != all_down).then_some(all_down)
+    }
+
+    /// Whether connections go to backends that are down when all are.
+    pub fn fails_open(&self) -> bool {
+        self.rules.on_all_down == OnAllDown::Open
+    }
+
+    /// A connect of real traffic failed through no fault of this host. True if that ejects the backend.
+    pub fn connect_failed(&self, backend: &Backend, now: Moment) -> bool {
+        let Some(outlier) = &self.rules.outlier else { return false };
+        if !backend.note_failure(outlier.connect_failures) {
+            return false;
+        }
+        let tier = if self.backup.has(backend) { &self.backup } else { &self.active };
+        // The only lock of a pool's data path, taken once in `connect_failures` failed connects.
+        let _one_at_a_time = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let ejected = tier.backends.iter().filter(|other| other.is_ejected(now)).count();
+        let most = tier.backends.len() * usize::from(outlier.max_ejected) / 100;
+        if backend.is_ejected(now) || ejected >= most.max(1) {
+            return false;
+        }
+        backend.eject(now.after(outlier.eject));
+        true
+    }
+
+    /// A connect of real traffic succeeded.
+    pub fn connect_succeeded(&self, backend: &Backend) {
+        backend.note_success();
+    }
+
+    fn known(&self, member: &config::Backend) -> Option<&Arc<Backend>> {
+        self.backends().find(|backend| *backend.name == *member.name && backend.address == member.address)
+    }
+
+    /// Whether no backend that takes connections is up.
+    fn has_nothing_up(&self) -> bool {
+        !self.backends().any(|backend| backend.health() == Health::Up && !backend.is_draining() && backend.weight() > 0)
+    }
+
+    /// Whether so few active backends are up that the checks are more likely wrong than they are.
+    fn panics(&self) -> bool {
+        let threshold = usize::from(self.rules.panic_threshold);
+        let up = || self.active.backends.iter().filter(|backend| backend.health() == Health::Up).count();
+        threshold > 0 && up() * 100 < threshold * self.active.backends.len()
+    }
+}

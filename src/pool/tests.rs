@@ -1,0 +1,170 @@
+use std::{collections::HashSet, num::NonZeroUsize};
+
+use super::*;
+use crate::balance::Balance;
+use config::Role::{Active, Backup};
+
+fn member(index: u16, role: config::Role) -> config::Backend {
+    let address = ([127, 0, 0, 1], 1000 + index).into();
+    config::Backend { name: format!("b{index}"), address, weight: 1, role, max_connections: None }
+}
+
+/// Backends `b0`, `b1`, ... that are up, and the defaults of the configuration.
+fn config(roles: &[config::Role]) -> config::Pool {
+    config::Pool {
+        name: "web".to_owned(),
+        backends: roles.iter().zip(0..).map(|(&role, index)| member(index, role)).collect(),
+        balance: Balance::RoundRobin,
+        retries: 2,
+        connect_timeout: Duration::from_secs(1),
+        check: None,
+        outlier: Some(Outlier { connect_failures: 5, eject: Duration::from_secs(30), max_ejected: 50 }),
+        slow_start: Duration::from_secs(10),
+        on_down: OnDown::Keep,
+        on_all_down: OnAllDown::Open,
+        queue: Duration::from_secs(5),
+        max_queued: NonZeroUsize::new(1024).unwrap(),
+        panic_threshold: 0,
+    }
+}
+
+fn build(config: &config::Pool) -> Pool {
+    Pool::new(config, &[0; 16], &Registry::new(1), None, at(0))
+}
+
+fn pool(roles: &[config::Role]) -> Pool {
+    build(&config(roles))
+}
+
+fn at(seconds: u64) -> Moment {
+    Moment::from_millis(1_000_000 + seconds * 1_000)
+}
+
+fn begin(pool: &Pool) -> Search {
+    pool.search([127, 0, 0, 1].into(), 7)
+}
+
+fn lease(pick: Pick) -> Option<Lease> {
+    match pick {
+        Pick::Lease(lease) => Some(lease),
+        Pick::Full | Pick::Nothing => None,
+    }
+}
+
+/// Every backend of one search, all of which fail.
+fn all_of_a_search(pool: &Pool, now: Moment) -> Vec<String> {
+    let mut search = begin(pool);
+    let names = std::iter::from_fn(|| {
+        let lease = lease(pool.pick(&mut search, now))?;
+        search.failed(lease.backend());
+        Some(lease.backend().name.to_string())
+    });
+    names.collect()
+}
+
+fn nth(pool: &Pool, index: usize) -> &Backend {
+    pool.backends().find(|backend| *backend.name == *format!("b{index}")).unwrap()
+}
+
+#[test]
+fn b1_a_search_tries_every_active_backend_once_and_then_the_backups() {
+    let pool = pool(&[Active, Backup, Active]);
+    let names = all_of_a_search(&pool, at(0));
+    assert_eq!(names.len(), 3);
+    assert_eq!(names.iter().collect::<HashSet<_>>().len(), 3);
+    assert_eq!(names.last().unwrap(), "b1");
+}
+
+#[test]
+fn a_backup_is_tried_when_the_retries_among_the_active_ones_are_used_up() {
+    let pool = pool(&[Active, Active, Active, Active, Backup]);
+    let names = all_of_a_search(&pool, at(0));
+    assert_eq!((names.len(), names.last().unwrap().as_str()), (4, "b4"));
+}
+
+#[test]
+fn f10_a_lease_is_counted_until_dropped() {
+    let pool = pool(&[Active]);
+    let lease = lease(pool.pick(&mut begin(&pool), at(0))).unwrap();
+    assert_eq!(nth(&pool, 0).live(), 1);
+    drop(lease);
+    assert_eq!(nth(&pool, 0).live(), 0);
+}
+
+#[test]
+fn b6_backups_come_when_no_active_one_is_up_and_leave_again() {
+    let pool = pool(&[Active, Active, Backup]);
+    let first = |now| all_of_a_search(&pool, now).first().cloned();
+    pool.set_health(nth(&pool, 0), Health::Down, at(0));
+    assert_eq!(first(at(0)).as_deref(), Some("b1"));
+    pool.set_health(nth(&pool, 1), Health::Down, at(0));
+    assert_eq!(all_of_a_search(&pool, at(0)), ["b2"], "those that are down are not tried");
+    pool.set_health(nth(&pool, 0), Health::Up, at(5));
+    assert_eq!(first(at(5)).as_deref(), Some("b0"), "also in slow start: it is alone");
+    nth(&pool, 0).set_draining(true);
+    assert_eq!(first(at(5)).as_deref(), Some("b2"));
+}
+
+#[test]
+fn b6_everything_down_is_tried_all_the_same_or_refused_and_told_once() {
+    let mut pool = pool(&[Active, Active, Backup]);
+    let told: Vec<_> = (0..3).map(|n| pool.set_health(nth(&pool, n), Health::Down, at(0))).collect();
+    assert_eq!(told, [None, None, Some(true)]);
+    assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(1)), None);
+    assert_eq!(all_of_a_search(&pool, at(1)).len(), 3);
+    pool.rules.on_all_down = OnAllDown::Close;
+    assert_eq!(all_of_a_search(&pool, at(1)).len(), 0);
+    assert_eq!(pool.set_health(nth(&pool, 1), Health::Up, at(2)), Some(false));
+    assert_eq!(all_of_a_search(&pool, at(2)), ["b1"], "what is up has failed, and that is all");
+}
+
+#[test]
+fn b6_below_the_panic_threshold_checks_are_not_believed() {
+    let mut pool = pool(&[Active, Active, Active, Active]);
+    pool.rules.panic_threshold = 50;
+    for n in 0..2 {
+        pool.set_health(nth(&pool, n), Health::Down, at(0));
+    }
+    assert_eq!(all_of_a_search(&pool, at(0)).len(), 2, "half are up");
+    pool.set_health(nth(&pool, 2), Health::Down, at(0));
+    assert_eq!(all_of_a_search(&pool, at(0)).len(), 3, "as many as the retries allow");
+}
+
+#[test]
+fn b4_failed_connects_in_a_row_eject_at_most_half() {
+    let pool = pool(&[Active, Active, Active, Active]);
+    let fail =
+        |index: usize, times: usize, now| (0..times).filter(|_| pool.connect_failed(nth(&pool, index), now)).count();
+    assert_eq!(fail(0, 4, at(0)), 0);
+    pool.connect_succeeded(nth(&pool, 0));
+    assert_eq!(fail(0, 4, at(0)), 0, "only in a row");
+    assert_eq!(fail(0, 1, at(0)), 1);
+    assert_eq!(fail(0, 20, at(0)), 0, "it is ejected already");
+    assert_eq!(fail(1, 5, at(1)), 1);
+    assert_eq!(fail(2, 50, at(2)), 0, "half are enough");
+    let names = all_of_a_search(&pool, at(2));
+    assert!(
+        names.starts_with(&["b2".to_owned(), "b3".to_owned()])
+            || names.starts_with(&["b3".to_owned(), "b2".to_owned()]),
+        "{names:?}"
+    );
+    assert_eq!(names.len(), 3, "an ejected one is better than none");
+    assert_eq!(fail(2, 5, at(30)), 1, "the first is back");
+}
+
+#[test]
+fn l6_an_unchanged_backend_survives_a_new_configuration() {
+    let old = pool(&[Active, Active]);
+    let held = lease(old.pick(&mut begin(&old), at(0))).unwrap();
+    nth(&old, 1).eject(at(30));
+    let mut config = config(&[Active, Active, Active]);
+    config.backends[0].address.set_port(7);
+    config.backends[1].weight = 3;
+    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(9));
+    assert_eq!(held.backend().name, nth(&old, 0).name);
+    assert_eq!((nth(&new, 0).live(), nth(&new, 0).health()), (0, Health::Up));
+    assert_eq!((nth(&new, 1).id, nth(&new, 1).weight()), (nth(&old, 1).id, 3));
+    assert!(nth(&new, 1).is_ejected(at(9)));
+    let slow = Duration::from_secs(10);
+    assert!(nth(&new, 2).warmth(at(9), slow) < u32::MAX, "it is new in a pool that works");
+}

@@ -1,0 +1,77 @@
+//! The backends of one role, and which of them may be picked.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Lease, Pick, queue::Queue};
+use crate::{
+    backend::{Backend, Health, Id},
+    balance::{Picker, Request},
+    moment::Moment,
+};
+
+/// Backends of one role.
+#[derive(Debug)]
+pub(super) struct Tier {
+    pub(super) backends: Vec<Arc<Backend>>,
+    pub(super) picker: Picker,
+}
+
+/// What is asked of a backend, less and less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Demand {
+    /// Up, and not ejected.
+    Good,
+    /// Up: one that real traffic found wanting is better than none.
+    Up,
+    /// Whatever checks say.
+    Any,
+}
+
+/// One look for a backend.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub(super) request: &'a Request,
+    /// Those that failed this client already.
+    pub(super) tried: &'a [Id],
+    pub(super) demand: Demand,
+    pub(super) now: Moment,
+    pub(super) slow_start: Duration,
+}
+
+impl Tier {
+    pub(super) fn pick(&self, look: &Look<'_>, queue: Option<&Arc<Queue>>) -> Pick {
+        loop {
+            let Some(backend) = self.choose(look) else {
+                let full = self.backends.iter().any(|b| b.cap() > 0 && b.weight() > 0 && look.allows(b));
+                return if full { Pick::Full } else { Pick::Nothing };
+            };
+            // Without a lease, somebody took its last place meanwhile.
+            if let Some(lease) = Lease::on(backend, queue) {
+                return Pick::Lease(lease);
+            }
+        }
+    }
+
+    /// By the policy; one in slow start that is not welcome now is still better than none.
+    fn choose(&self, look: &Look<'_>) -> Option<&Arc<Backend>> {
+        let at = |index: usize| self.backends.get(index);
+        let load = |index| at(index).map_or(u32::MAX, |backend| backend.live());
+        let possible = |index| at(index).is_some_and(|backend| look.allows(backend) && backend.has_room());
+        let welcome = |index| {
+            let warmth = at(index).map_or(u32::MAX, |backend| backend.warmth(look.now, look.slow_start));
+            warmth == u32::MAX || self.picker.welcomes(look.request, index, warmth)
+        };
+        let eligible = |index| possible(index) && welcome(index);
+        let index = self.picker.pick(look.request, load, eligible);
+        index.or_else(|| self.picker.pick(look.request, load, possible)).and_then(at)
+    }
+}
+
+impl Look<'_> {
+    /// Whether this backend may be picked when it has room.
+    fn allows(&self, backend: &Backend) -> bool {
+        let health = self.demand == Demand::Any || backend.health() == Health::Up;
+        let ejected = self.demand == Demand::Good && backend.is_ejected(self.now);
+        health && !ejected && !backend.is_draining() && !self.tried.contains(&backend.id)
+    }
+}
