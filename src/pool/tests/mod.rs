@@ -1,3 +1,9 @@
+//! Which backend a pool gives, in every state that backends can be in.
+
+mod queue;
+mod simulation;
+mod slow_start;
+
 use std::{collections::HashSet, num::NonZeroUsize};
 
 use super::*;
