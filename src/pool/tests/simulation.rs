@@ -100,16 +100,17 @@ impl Model {
         let pool = &*self.pool;
         let up = |b: &Backend| b.health() == Health::Up;
         let good = |b: &Backend| up(b) && !b.is_ejected(now);
-        let takes = |b: &Backend| b.weight() > 0 && !b.is_draining();
+        let takes = |&(b, weight): &(&Arc<Backend>, u16)| weight > 0 && !b.is_draining();
         let active = &pool.active.backends;
         let ups = active.iter().filter(|b| up(b)).count() * 100;
         let panics = ups < usize::from(pool.rules.panic_threshold) * active.len();
-        let nothing_up = !pool.backends().any(|b| up(b) && takes(b));
+        let nothing_up = !pool.members().any(|member| up(member.0) && takes(&member));
         let open = panics || (nothing_up && pool.rules.on_all_down == OnAllDown::Open);
         let grounds: [(bool, Ground<'_>); 3] = [(!panics, &good), (!panics, &up), (open, &|_| true)];
         for (_, fits) in grounds.into_iter().filter(|(asked, _)| *asked) {
             for (tier, left) in [&pool.active, &pool.backup].into_iter().zip(self.left) {
-                let group = || tier.backends.iter().filter(|b| fits(b) && takes(b) && !self.tried.contains(&b.id));
+                let members = || tier.members().filter(takes).map(|(backend, _)| backend);
+                let group = || members().filter(|b| fits(b) && !self.tried.contains(&b.id));
                 if left == 0 || group().next().is_none() {
                     continue;
                 }
@@ -211,7 +212,17 @@ impl World {
     fn end_one(&mut self) {
         if !self.holders.is_empty() {
             let index = self.random.index(self.holders.len());
-            drop(self.holders.swap_remove(index));
+            let lease = self.holders.swap_remove(index).lease;
+            self.give_back(lease);
+        }
+    }
+
+    fn give_back(&self, lease: Lease) {
+        let was_unlimited = lease.queue.is_none();
+        drop(lease);
+        if was_unlimited {
+            // It was taken before its backend had a limit and tells nobody; who waits looks by itself once a second.
+            self.pool.serve_waiting(self.now);
         }
     }
 
@@ -231,7 +242,7 @@ impl World {
         }
         search.failed(lease.backend());
         model.tried.push(lease.backend().id);
-        drop(lease);
+        self.give_back(lease);
         self.look(search, model);
     }
 
@@ -304,7 +315,7 @@ impl World {
             return;
         };
         let backend = lease.backend();
-        assert!(backend.weight() > 0 && !model.tried.contains(&backend.id), "{:?}", self.states());
+        assert!(!backend.is_draining() && !model.tried.contains(&backend.id), "{:?}", self.states());
         assert!(backend.cap() == 0 || backend.live() <= backend.cap().max(1), "{:?}", self.states());
         self.served += 1;
         model.took(&lease);
@@ -312,12 +323,12 @@ impl World {
     }
 
     fn states(&self) -> Vec<String> {
-        let state = |b: &Arc<Backend>| {
-            let (live, cap, weight) = (b.live(), b.cap(), b.weight());
+        let state = |(b, weight): (&Arc<Backend>, u16)| {
+            let (live, cap) = (b.live(), b.cap());
             let (ejected, draining) = (b.is_ejected(self.now), b.is_draining());
             format!("{:?} {:?} {live}/{cap} weight {weight} ejected {ejected} draining {draining}", b.id, b.health())
         };
-        self.pool.backends().map(state).collect()
+        self.pool.members().map(state).collect()
     }
 
     /// What must hold whatever happened.
