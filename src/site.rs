@@ -19,7 +19,8 @@ use crate::{
 pub struct Site {
     /// In the order of the listeners.
     pub frontends: Vec<Arc<Frontend>>,
-    pools: Vec<Arc<Pool>>,
+    /// In the order of the pools.
+    pub pools: Vec<Arc<Pool>>,
     process: Arc<Limit>,
     certificates: Vec<CertificateGauges>,
     prefixes: Vec<PrefixGauges>,
