@@ -8,7 +8,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,7 +40,6 @@ pub struct Backend {
     pub name: Arc<str>,
     pub address: SocketAddr,
     pub cells: Arc<PerWorker<BackendCells>>,
-    weight: AtomicU16,
     /// Most connections at once; 0 is no limit.
     cap: AtomicU32,
     live: AtomicU32,
@@ -73,7 +72,6 @@ impl Backend {
             name: config.name.as_str().into(),
             address: config.address,
             cells,
-            weight: AtomicU16::new(0),
             cap: AtomicU32::new(0),
             live: AtomicU32::new(0),
             health: AtomicU8::new(health as u8),
@@ -86,11 +84,6 @@ impl Backend {
         };
         backend.reconfigure(config);
         backend
-    }
-
-    /// Its share of the traffic; 0 takes no new connections.
-    pub fn weight(&self) -> u16 {
-        self.weight.load(Ordering::Relaxed)
     }
 
     pub fn health(&self) -> Health {
@@ -169,7 +162,6 @@ impl Backend {
 
     /// Takes over what may change in the life of a backend.
     pub(crate) fn reconfigure(&self, config: &config::Backend) {
-        self.weight.store(config.weight, Ordering::Relaxed);
         self.cap.store(config.max_connections.map_or(0, NonZeroU32::get), Ordering::Relaxed);
     }
 

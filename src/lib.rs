@@ -38,6 +38,7 @@ pub mod connection;
 pub mod crew;
 pub mod listener;
 pub mod worker;
+pub mod health;
 pub mod admin;
 // floor 5: the process.
 pub mod supervisor;

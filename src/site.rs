@@ -19,7 +19,8 @@ use crate::{
 pub struct Site {
     /// In the order of the listeners.
     pub frontends: Vec<Arc<Frontend>>,
-    pools: Vec<Arc<Pool>>,
+    /// In the order of the pools.
+    pub pools: Vec<Arc<Pool>>,
     process: Arc<Limit>,
     certificates: Vec<CertificateGauges>,
     prefixes: Vec<PrefixGauges>,
@@ -38,6 +39,8 @@ impl Site {
         let key = &config.global.hash_key;
         let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, key, registry, None, now)));
         let pools: Vec<_> = pools.collect();
+        // Until something checks them.
+        pools.iter().flat_map(|pool| pool.backends()).for_each(|backend| backend.set_health(Health::Up, now));
         let process = Limit::new(connections);
         let mut frontends = Vec::new();
         for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {
@@ -69,10 +72,10 @@ impl Site {
         let now = clock::coarse();
         let pools = self.pools.iter().map(|pool| pool_gauges(pool, now));
         let backends = self.pools.iter().flat_map(|pool| {
-            pool.backends().map(|backend| BackendGauges {
+            pool.members().map(|(backend, weight)| BackendGauges {
                 pool: pool.name.to_string(),
                 name: backend.name.to_string(),
-                weight: backend.weight(),
+                weight,
                 connections: u64::from(backend.live()),
                 up: backend.health() == Health::Up && !backend.is_ejected(now) && !backend.is_draining(),
             })

@@ -12,6 +12,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use rustls::crypto::CryptoProvider;
@@ -29,7 +30,8 @@ use crate::{
         self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
     },
-    crew::{self, Command, Crew},
+    crew::{self, Command, Crew, Inbox},
+    health::{Checkers, Watch},
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
@@ -40,6 +42,9 @@ use crate::{
 
 /// Descriptors kept for the admin listener, log files and reading configurations.
 const RESERVED_DESCRIPTORS: usize = 64;
+
+/// How long clients wait for the first verdicts of checks (traps B3).
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Off switches that only the command line has.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +69,7 @@ pub struct Gate {
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     ports: Vec<Port>,
     workers: Workers,
+    checkers: Checkers,
     admin: Arc<admin::State>,
     admin_tasks: Vec<Task<()>>,
     /// Removed when this is dropped.
@@ -115,15 +121,16 @@ struct Template {
     log: Option<AccessLog>,
 }
 
-/// Binds every address, starts every thread and returns when all of them accept.
+/// Binds every address, asks every backend once, starts every thread and returns when all of them accept.
 ///
-/// Must be called on the control runtime, which then serves the admin listener.
-pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
+/// Must be called on the control runtime, which then serves the admin listener and the checks.
+pub async fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
     let site = Site::build(loaded, limits.connections, provider, &registry)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let site = Arc::new(site);
     let shared = options.reuseport && limits.workers > 1;
     let ports = ports::bind(config, if shared { limits.workers } else { 1 })?;
     let (admin_listener, admin_address) = bind_admin(config)?;
@@ -135,20 +142,61 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         registry: Arc::clone(&registry),
         log,
     };
-    let workers = start_workers(&limits, &site, &ports, &template)
-        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let admin = Arc::new(admin::State {
         allow: config.admin.allow.clone(),
         hosts: Vec::new(),
-        ready: AtomicBool::new(true),
-        metrics: Box::new(move |format| render(&registry, &site.gauges(), format)),
+        ready: AtomicBool::new(false),
+        metrics: Box::new({
+            let (registry, site) = (Arc::clone(&registry), Arc::clone(&site));
+            move |format| render(&registry, &site.gauges(), format)
+        }),
     });
     let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
     let admin_socket = admin_socket.map(|(listener, file)| {
         admin_tasks.push(tokio::spawn(admin::serve_unix(listener, Arc::clone(&admin))));
         file
     });
-    Ok(Gate { limits, admin_address, ports, workers, admin, admin_tasks, _admin_socket: admin_socket, log: guard })
+    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    let checkers = watch_backends(loaded, &site, &registry, &crew).await;
+    let workers = start_workers(&limits, &site, &ports, &template, (crew, inboxes))
+        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
+    admin.ready.store(true, Ordering::Relaxed);
+    Ok(Gate {
+        limits,
+        admin_address,
+        ports,
+        workers,
+        checkers,
+        admin,
+        admin_tasks,
+        _admin_socket: admin_socket,
+        log: guard,
+    })
+}
+
+/// Starts the checks and waits for the first verdict of each backend: no client is sent to one that was never asked
+/// (traps B3). Meanwhile clients wait in the queues of the bound sockets.
+async fn watch_backends(loaded: &Loaded, site: &Site, registry: &Registry, crew: &Arc<Crew>) -> Checkers {
+    let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
+    let crew = Arc::clone(crew);
+    let watch = Watch {
+        pools: pools.map(|((pool, config), materials)| (Arc::clone(pool), config, materials)).collect(),
+        registry,
+        close: Arc::new(move |backend| {
+            for handle in crew.handles() {
+                // A worker that has ended has no connections.
+                let _ = handle.send(Command::EndBackend(backend.id));
+            }
+        }),
+    };
+    let mut checkers = Checkers::start(&watch);
+    let silent = checkers.first_verdicts(WARM_UP).await;
+    if silent > 0 {
+        let waited = WARM_UP.as_secs();
+        warn!(silent, "serving without the first verdict of every check, after {waited} s");
+    }
+    checkers
 }
 
 impl Gate {
@@ -160,6 +208,7 @@ impl Gate {
     /// Ends every connection and every thread, and writes the log out.
     pub async fn stop(self) {
         self.admin.ready.store(false, Ordering::Relaxed);
+        drop(self.checkers);
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let _ = tokio::task::spawn_blocking(|| self.workers.join()).await;
         self.admin_tasks.iter().for_each(Task::abort);
@@ -206,8 +255,9 @@ impl Limits {
             ZeroCopy::Off => 0,
             _ => host::pipe_budget().min(descriptors / 16).max(workers),
         };
-        // Each worker has a duplicate of each listening socket, and its runtime a handful of its own.
-        let fixed = RESERVED_DESCRIPTORS + workers * (2 * binds + 8);
+        // Each check has one, and each worker has a duplicate of each listening socket, and its runtime a handful of its own.
+        let checked = config.pools.iter().filter(|pool| pool.check.is_some()).map(|pool| pool.backends.len());
+        let fixed = RESERVED_DESCRIPTORS + checked.sum::<usize>() + workers * (2 * binds + 8);
         let possible = descriptors.saturating_sub(fixed + 2 * pipes) / 2;
         let connections = match config.global.max_connections {
             Auto::Auto => possible,
@@ -226,11 +276,15 @@ impl Limits {
     }
 }
 
-fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Template) -> io::Result<Workers> {
+fn start_workers(
+    limits: &Limits,
+    site: &Site,
+    ports: &[Port],
+    template: &Template,
+    (crew, inboxes): (Arc<Crew>, Vec<Inbox>),
+) -> io::Result<Workers> {
     let seeds = RandomState::new();
     let (ready, started) = mpsc::channel();
-    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
-    let crew = Arc::new(Crew::new(handles, Arc::clone(&template.registry)));
     let mut workers = Workers { crew: Arc::clone(&crew), threads: Vec::new() };
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mut sockets = Vec::new();

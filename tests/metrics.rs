@@ -119,6 +119,8 @@ fn o5_every_series_is_there_from_the_start_and_at_zero() {
         "backend_connections_total",
         "backend_connect_failures_total",
         "backend_connect_duration_seconds_count",
+        "health_checks_total",
+        "backend_transitions_total",
         "log_records_dropped_total",
     ] {
         let labels: &[(&str, &str)] = if name == "pipes" { &[("state", "in_use")] } else { &[] };

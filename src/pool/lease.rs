@@ -12,7 +12,7 @@ pub struct Lease {
     /// How often it had gone down when it was picked.
     downs: u32,
     /// Who may be waiting for this place; `None` where there is no limit.
-    queue: Option<Arc<Queue>>,
+    pub(super) queue: Option<Arc<Queue>>,
 }
 
 impl Lease {

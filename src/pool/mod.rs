@@ -104,7 +104,11 @@ impl Pool {
                 }
                 Arc::new(backend)
             });
-            Tier { backends: backends.collect(), picker: Picker::build(config.balance, &identities, hash_key) }
+            Tier {
+                backends: backends.collect(),
+                weights: members.iter().map(|member| member.weight).collect(),
+                picker: Picker::build(config.balance, &identities, hash_key),
+            }
         };
         let backups = u32::from(config.backends.iter().any(|backend| backend.role == config::Role::Backup));
         Self {
@@ -141,6 +145,11 @@ impl Pool {
     /// Every backend, active ones first.
     pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.active.backends.iter().chain(&self.backup.backends)
+    }
+
+    /// Every backend with its share of the traffic, active ones first.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Backend>, u16)> {
+        self.active.members().chain(self.backup.members())
     }
 
     /// What a check found. Tells when every backend has gone down (`Some(true)`), and when that is over (`Some(false)`):
@@ -186,7 +195,7 @@ impl Pool {
 
     /// Whether no backend that takes connections is up.
     fn has_nothing_up(&self) -> bool {
-        !self.backends().any(|backend| backend.health() == Health::Up && !backend.is_draining() && backend.weight() > 0)
+        !self.members().any(|(backend, weight)| backend.health() == Health::Up && !backend.is_draining() && weight > 0)
     }
 
     /// Whether so few active backends are up that the checks are more likely wrong than they are.

@@ -115,10 +115,17 @@ impl Queue {
     fn serve(&self, mut line: MutexGuard<'_, Line>, now: Moment) {
         let mut wakers = Vec::new();
         let mut index = 0;
+        let last = line.waiters.back().map(|waiter| Arc::clone(&waiter.pool));
         while let Some(waiter) = line.waiters.get_mut(index) {
             let lease = match waiter.pool.pick_past_queue(&mut waiter.search, now) {
-                // Who has tried nothing yet would have taken anything; only some of the others are of another mind.
-                Pick::Full if !waiter.search.has_failed() => break,
+                // Who has tried nothing would have taken anything. Those who tried some stand before it, and those behind
+                // ask the same of the same pool, unless a new configuration came between them.
+                Pick::Full
+                    if !waiter.search.has_failed()
+                        && last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &waiter.pool)) =>
+                {
+                    break;
+                }
                 Pick::Full => {
                     index += 1;
                     continue;
@@ -132,7 +139,7 @@ impl Queue {
             }
         }
         self.waiting.store(line.waiters.len(), Ordering::SeqCst);
-        drop(line);
+        drop((line, last));
         wakers.into_iter().for_each(Waker::wake);
     }
 

@@ -13,6 +13,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Tier {
     pub(super) backends: Vec<Arc<Backend>>,
+    /// Shares of the traffic, in the order of the backends; 0 takes no new connections.
+    pub(super) weights: Vec<u16>,
     pub(super) picker: Picker,
 }
 
@@ -39,10 +41,15 @@ pub(super) struct Look<'a> {
 }
 
 impl Tier {
+    /// Every backend with its weight.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&Arc<Backend>, u16)> {
+        self.backends.iter().zip(self.weights.iter().copied())
+    }
+
     pub(super) fn pick(&self, look: &Look<'_>, queue: Option<&Arc<Queue>>) -> Pick {
         loop {
             let Some(backend) = self.choose(look) else {
-                let full = self.backends.iter().any(|b| b.cap() > 0 && b.weight() > 0 && look.allows(b));
+                let full = self.members().any(|(b, weight)| b.cap() > 0 && weight > 0 && look.allows(b));
                 return if full { Pick::Full } else { Pick::Nothing };
             };
             // Without a lease, somebody took its last place meanwhile.

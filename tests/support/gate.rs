@@ -23,6 +23,7 @@ pub struct Plan {
     global: String,
     admin: String,
     deadline: Duration,
+    checks: bool,
 }
 
 impl Plan {
@@ -40,6 +41,12 @@ impl Plan {
     /// A line of `[admin]`.
     pub fn admin(mut self, line: &str) -> Self {
         self.admin.extend([line, "\n"]);
+        self
+    }
+
+    /// Backends are checked as the configuration says. Otherwise they are not, so that tests can count their connections.
+    pub fn checked(mut self) -> Self {
+        self.checks = true;
         self
     }
 
@@ -68,12 +75,12 @@ impl Plan {
     /// Writes the configuration; its name is `sluicegate.toml`.
     pub fn write(&self) {
         let Variant { zero_copy, workers, .. } = self.variant;
-        let directory = self.path().to_string_lossy();
+        let toml = self.toml.replace("{dir}", &self.path().to_string_lossy());
         let text = format!(
             "[global]\nworkers = {workers}\nzero_copy = \"{zero_copy}\"\n{}\n[admin]\nbind = \"127.0.0.1:0\"\n{}\n{}",
             self.global,
             self.admin,
-            self.toml.replace("{dir}", &directory)
+            if self.checks { toml } else { without_checks(&toml) }
         );
         std::fs::write(self.path().join("sluicegate.toml"), text).unwrap();
     }
@@ -133,7 +140,7 @@ impl Gate {
         Authority::write(directory.path(), "foobar.com", &FOOBAR);
         std::fs::write(directory.path().join("ca.pem"), Authority::pem()).unwrap();
         let (global, admin) = (String::new(), String::new());
-        Plan { directory, variant: Variant::AUTO, toml: toml.to_owned(), global, admin, deadline: SOON }
+        Plan { directory, variant: Variant::AUTO, toml: toml.to_owned(), global, admin, deadline: SOON, checks: false }
     }
 
     /// A process that was started in another way.
@@ -275,6 +282,22 @@ impl Drop for Gate {
             self.check();
         }
     }
+}
+
+/// The same configuration with `check = "off"` in every pool that is written as a table.
+fn without_checks(toml: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for line in toml.lines() {
+        let name = line.trim_start_matches('[').strip_prefix("pool.").and_then(|rest| rest.split([']', '.']).next());
+        names.extend(name.filter(|name| line.starts_with('[') && !names.contains(name)));
+    }
+    names.iter().fold(toml.to_owned(), |toml, name| {
+        let header = format!("[pool.{name}]\n");
+        match toml.split_once(&header) {
+            Some((before, after)) => format!("{before}{header}check = \"off\"\n{after}"),
+            None => format!("{toml}\n{header}check = \"off\"\n"),
+        }
+    })
 }
 
 /// Outcomes that happened.

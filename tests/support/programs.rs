@@ -12,7 +12,14 @@ use std::{
 use super::{LATE, wait_for};
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 1] = [("setpriv", "util-linux")];
+const PACKAGES: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("mariadb", "mariadb-client"),
+    ("mariadb-install-db", "mariadb-server"),
+    ("mariadbd", "mariadb-server"),
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+];
 
 /// Where a program is. Missing: a failure in CI, a line to read elsewhere.
 #[track_caller]

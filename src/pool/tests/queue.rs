@@ -1,0 +1,208 @@
+//! B15: caps are exact, who waits is served in turn, and nobody who left takes a place.
+
+use std::{
+    num::NonZeroU32,
+    pin::{Pin, pin},
+    sync::atomic::AtomicUsize,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use super::*;
+use crate::pool::{Turn, queue::Served};
+
+fn capped(count: usize, cap: u32, change: impl FnOnce(&mut config::Pool)) -> Arc<Pool> {
+    let mut config = config(&vec![Active; count]);
+    for backend in &mut config.backends {
+        backend.max_connections = NonZeroU32::new(cap);
+    }
+    change(&mut config);
+    Arc::new(build(&config))
+}
+
+fn take(pool: &Pool) -> Lease {
+    lease(pool.pick(&mut begin(pool), at(0))).expect("room")
+}
+
+fn queued(pool: &Arc<Pool>) -> Turn {
+    let mut search = begin(pool);
+    assert!(matches!(pool.pick(&mut search, at(0)), Pick::Full));
+    pool.wait(search, at(0)).expect("room in the queue")
+}
+
+fn poll(turn: &mut Turn) -> Poll<Served> {
+    pin!(turn).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn served(turn: &mut Turn) -> Option<Lease> {
+    match poll(turn) {
+        Poll::Ready((_, lease)) => lease,
+        Poll::Pending => panic!("it still waits"),
+    }
+}
+
+#[test]
+fn b15_who_waits_is_served_in_turn_and_newcomers_come_last() {
+    let pool = capped(2, 1, |_| ());
+    let (first, second) = (take(&pool), take(&pool));
+    let mut turns: Vec<_> = (0..3).map(|_| queued(&pool)).collect();
+    assert_eq!(pool.waiting(), 3);
+    drop(first);
+    assert!(matches!(pool.pick(&mut begin(&pool), at(0)), Pick::Full), "nobody passes the queue");
+    let held = served(&mut turns[0]).unwrap();
+    assert!(poll(&mut turns[1]).is_pending() && poll(&mut turns[2]).is_pending());
+    drop((second, held));
+    assert!(served(&mut turns[1]).is_some() && served(&mut turns[2]).is_some());
+    drop(turns);
+    assert_eq!((pool.waiting(), nth(&pool, 0).live(), nth(&pool, 1).live()), (0, 0, 0));
+}
+
+#[test]
+fn b15_who_leaves_takes_no_place_waiting_or_served() {
+    let pool = capped(1, 1, |_| ());
+    let held = take(&pool);
+    let (waiting, given, mut last) = (queued(&pool), queued(&pool), queued(&pool));
+    drop(waiting);
+    assert_eq!(pool.waiting(), 2);
+    drop(held);
+    // The second has its lease now and does not know it.
+    assert_eq!(pool.waiting(), 1);
+    drop(given);
+    assert!(served(&mut last).is_some());
+}
+
+#[test]
+fn b15_the_queue_has_a_bound_and_can_be_off() {
+    let pool = capped(1, 1, |config| config.max_queued = NonZeroUsize::new(2).unwrap());
+    let held = take(&pool);
+    let _turns = (queued(&pool), queued(&pool));
+    assert!(pool.wait(begin(&pool), at(0)).is_none());
+    let pool = capped(1, 1, |config| config.queue = Duration::ZERO);
+    let _held = (held, take(&pool));
+    assert!(matches!(pool.pick(&mut begin(&pool), at(0)), Pick::Full));
+    assert!(pool.wait(begin(&pool), at(0)).is_none());
+}
+
+#[test]
+fn b15_full_active_backends_make_a_client_wait_and_not_use_a_backup() {
+    let pool = capped(1, 1, |config| config.backends.push(member(1, Backup)));
+    let held = take(&pool);
+    let mut turn = queued(&pool);
+    pool.set_health(nth(&pool, 0), Health::Down, at(1));
+    assert_eq!(&*served(&mut turn).expect("a backup, as it is down now").backend().name, "b1");
+    drop(held);
+}
+
+#[test]
+fn b15_when_nothing_is_left_to_wait_for_the_wait_ends() {
+    let pool = capped(1, 1, |config| config.on_all_down = OnAllDown::Close);
+    let held = take(&pool);
+    let mut turn = queued(&pool);
+    pool.set_health(nth(&pool, 0), Health::Down, at(1));
+    assert!(served(&mut turn).is_none());
+    drop(held);
+}
+
+#[test]
+fn b15_one_that_comes_back_serves_the_queue() {
+    let pool = capped(2, 1, |_| ());
+    pool.set_health(nth(&pool, 1), Health::Down, at(0));
+    let held = take(&pool);
+    let mut turn = queued(&pool);
+    assert!(poll(&mut turn).is_pending());
+    pool.set_health(nth(&pool, 1), Health::Up, at(5));
+    assert_eq!(&*served(&mut turn).unwrap().backend().name, "b1");
+    nth(&pool, 1).eject(at(20));
+    let mut turn = queued(&pool);
+    pool.serve_waiting(at(10));
+    assert!(poll(&mut turn).is_pending());
+    pool.serve_waiting(at(20));
+    assert!(served(&mut turn).is_some(), "the ejection is over");
+    drop(held);
+}
+
+#[test]
+fn b15_a_second_try_comes_before_the_first_of_the_others() {
+    let pool = capped(2, 1, |_| ());
+    let held = take(&pool);
+    let mut search = begin(&pool);
+    let failed = lease(pool.pick(&mut search, at(0))).unwrap();
+    let mut patient = queued(&pool);
+    search.failed(failed.backend());
+    let mut again = pool.wait(search, at(0)).unwrap();
+    let place = *held.backend().name == *failed.backend().name;
+    assert!(!place);
+    drop(held);
+    assert!(served(&mut again).is_some(), "it has waited before");
+    drop(failed);
+    assert!(served(&mut patient).is_some(), "what failed for one is good enough for the next");
+}
+
+#[test]
+fn l6_a_new_configuration_goes_on_with_the_same_queue() {
+    let old = capped(1, 1, |_| ());
+    let held = take(&old);
+    let mut turn = queued(&old);
+    let mut config = config(&[Active]);
+    config.backends[0].max_connections = NonZeroU32::new(2);
+    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
+    new.serve_waiting(at(1));
+    assert!(served(&mut turn).is_some(), "one more is allowed now");
+    drop((held, turn));
+    assert_eq!(nth(&new, 0).live(), 0);
+}
+
+/// Wakes a thread.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block(mut turn: Pin<&mut Turn>) -> Served {
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    loop {
+        match turn.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(served) => return served,
+            Poll::Pending => std::thread::park_timeout(Duration::from_secs(20)),
+        }
+    }
+}
+
+#[test]
+fn b15_a_cap_of_10_is_never_exceeded_by_8_threads_and_nobody_is_forgotten() {
+    let pool = capped(2, 5, |_| ());
+    let (most, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..8_u64 {
+            let (pool, most, served) = (&pool, &most, &served);
+            scope.spawn(move || {
+                let mut held = std::collections::VecDeque::new();
+                for turn in 0..3_000_u64 {
+                    let mut search =
+                        pool.search([10, 0, 0, 1].into(), turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ thread);
+                    let lease = match pool.pick(&mut search, at(0)) {
+                        Pick::Lease(lease) => lease,
+                        Pick::Nothing => panic!("everything is up"),
+                        // Whoever waits holds nothing, or everyone would wait for everyone.
+                        Pick::Full => {
+                            held.clear();
+                            let mut turn = pin!(pool.wait(search, at(0)).expect("a long queue"));
+                            block(turn.as_mut()).1.expect("a lease")
+                        }
+                    };
+                    let live = pool.backends().map(|backend| backend.live()).max().unwrap();
+                    most.fetch_max(usize::try_from(live).unwrap(), Ordering::Relaxed);
+                    served.fetch_add(1, Ordering::Relaxed);
+                    held.push_back(lease);
+                    if held.len() > 2 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((most.into_inner(), served.into_inner()), (5, 24_000));
+    assert_eq!((pool.waiting(), nth(&pool, 0).live(), nth(&pool, 1).live()), (0, 0, 0));
+}
