@@ -40,7 +40,12 @@ fn s1_a_killed_backend_costs_no_new_connection() {
         let killed = Instant::now();
         server.kill();
         gone.push((killed, Instant::now()));
-        gate.wait_metrics("down", |metrics| !is_up(metrics, &name));
+        // By a check: a recovery ends an ejection only after that.
+        let downs = kill as u64 / 4 + 1;
+        gate.wait_metrics("down", |metrics| {
+            let labels = [("to", "down"), ("backend", name.as_str())];
+            metrics.count("sluicegate_backend_transitions_total", &labels) == downs
+        });
         let count = load.count();
         wait_until(SOON, "load without it", || load.count() > count + 50);
         server.revive();
