@@ -103,7 +103,7 @@ fn r6_a_stop_leaves_a_slow_client_what_the_kernel_took_for_it() {
             tags::send(&mut stream, 6, ANSWER).unwrap();
             let _ = io::copy(&mut stream, &mut io::sink());
         });
-        let mut gate = gate(Variant::AUTO, &backend);
+        let mut gate = gate(Variant::chosen(), &backend);
         let mut client = small_client(&gate, listener, 32 << 10);
         let sent = |m: &Metrics| m.count("sluicegate_listener_sent_bytes_total", &[]);
         gate.wait_metrics("an answer that the kernel has", |m| sent(m) == ANSWER);

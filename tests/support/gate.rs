@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Authority, Metrics, Process, SOON, Variant, certificates::Leaf, process, wait_for, wait_until};
+use super::{Authority, Metrics, Process, SOON, Variant, certificates::Leaf, process, programs, wait_for, wait_until};
 
 static FOOBAR: LazyLock<Leaf> = LazyLock::new(|| Authority::leaf(&["foobar.com", "www.foobar.com", "localhost"]));
 
@@ -88,15 +88,17 @@ impl Plan {
     #[track_caller]
     pub fn start(self) -> Gate {
         self.write();
+        // Without privileges of our own there are none to give up.
+        let wanted = self.variant.unprivileged && rustix::process::geteuid().is_root();
+        if let Some(setpriv) = wanted.then(|| programs::require("setpriv")).flatten() {
+            return self.start_as_nobody(&setpriv);
+        }
         let process = Process::start(&self.arguments(), self.path());
         Gate::over(process, self.directory, self.deadline)
     }
 
-    /// Starts it as the user `nobody` by means of setpriv; without setpriv as the user of the test.
     #[track_caller]
-    pub fn start_unprivileged(self, setpriv: Option<&Path>) -> Gate {
-        let Some(setpriv) = setpriv else { return self.start() };
-        self.write();
+    fn start_as_nobody(self, setpriv: &Path) -> Gate {
         let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
         for path in files.chain([self.path().to_owned()]) {
             std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
@@ -140,7 +142,8 @@ impl Gate {
         Authority::write(directory.path(), "foobar.com", &FOOBAR);
         std::fs::write(directory.path().join("ca.pem"), Authority::pem()).unwrap();
         let (global, admin) = (String::new(), String::new());
-        Plan { directory, variant: Variant::AUTO, toml: toml.to_owned(), global, admin, deadline: SOON, checks: false }
+        let variant = Variant::chosen();
+        Plan { directory, variant, toml: toml.to_owned(), global, admin, deadline: SOON, checks: false }
     }
 
     /// A process that was started in another way.
