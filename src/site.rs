@@ -39,8 +39,6 @@ impl Site {
         let key = &config.global.hash_key;
         let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, key, registry, None, now)));
         let pools: Vec<_> = pools.collect();
-        // Until something checks them.
-        pools.iter().flat_map(|pool| pool.backends()).for_each(|backend| backend.set_health(Health::Up, now));
         let process = Limit::new(connections);
         let mut frontends = Vec::new();
         for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {

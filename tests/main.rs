@@ -22,6 +22,7 @@ mod https;
 mod kernel;
 mod limits;
 mod metrics;
+mod overload;
 mod relay;
 mod support;
 mod tls;

@@ -173,10 +173,10 @@ fn block(mut turn: Pin<&mut Turn>) -> Served {
 #[test]
 fn b15_a_cap_of_10_is_never_exceeded_by_8_threads_and_nobody_is_forgotten() {
     let pool = capped(2, 5, |_| ());
-    let (most, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (most, served, waited) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for thread in 0..8_u64 {
-            let (pool, most, served) = (&pool, &most, &served);
+            let (pool, most, served, waited) = (&pool, &most, &served, &waited);
             scope.spawn(move || {
                 let mut held = std::collections::VecDeque::new();
                 for turn in 0..3_000_u64 {
@@ -188,6 +188,7 @@ fn b15_a_cap_of_10_is_never_exceeded_by_8_threads_and_nobody_is_forgotten() {
                         // Whoever waits holds nothing, or everyone would wait for everyone.
                         Pick::Full => {
                             held.clear();
+                            waited.fetch_add(1, Ordering::Relaxed);
                             let mut turn = pin!(pool.wait(search, at(0)).expect("a long queue"));
                             block(turn.as_mut()).1.expect("a lease")
                         }
@@ -203,6 +204,10 @@ fn b15_a_cap_of_10_is_never_exceeded_by_8_threads_and_nobody_is_forgotten() {
             });
         }
     });
-    assert_eq!((most.into_inner(), served.into_inner()), (5, 24_000));
+    // How near they come to the cap is a matter of how the threads are scheduled; that they had to wait shows that they
+    // wanted more.
+    let (most, waited) = (most.into_inner(), waited.into_inner());
+    assert!(most <= 5 && waited > 0, "{most} at once, {waited} waited");
+    assert_eq!(served.into_inner(), 24_000);
     assert_eq!((pool.waiting(), nth(&pool, 0).live(), nth(&pool, 1).live()), (0, 0, 0));
 }
