@@ -118,7 +118,10 @@ impl Connection {
     }
 
     /// Serves the client and tells how it ended.
-    #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, for as long as the client stays")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps its arguments twice, for as long as the client stays"
+    )]
     fn run(self, fd: OwnedFd) -> impl Future<Output = ()> {
         async move {
             let watcher = self.local.drain.watcher();

@@ -155,7 +155,8 @@ mod tests {
         let idle = limit.checked_sub(TICK).unwrap();
         let timeouts = Timeouts { idle, half_closed: idle, max_age: None };
         let start = clock::coarse();
-        let mut timer = Timer { timeouts: &timeouts, half_closed: false, last: start, born: start, held: None, set: None };
+        let mut timer =
+            Timer { timeouts: &timeouts, half_closed: false, last: start, born: start, held: None, set: None };
         let at = |seconds| start.after(Duration::from_secs(seconds));
         assert_eq!(timer.next(start), limit / 2);
         assert_eq!(timer.look(at(4), 1000), Ok(()));
