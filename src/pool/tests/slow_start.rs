@@ -89,7 +89,7 @@ fn b7_a_backend_that_is_added_under_load_begins_slowly() {
     for balance in [Balance::LeastConn, Balance::P2c] {
         let old = of(balance, 4);
         // Connections that stay for ever: the new one is always the emptiest.
-        let kept: Vec<_> = (0..4_000_u64)
+        let kept: Vec<_> = (0..100_000_u64)
             .map(|n| lease(old.pick(&mut old.search(source(n), Random(n | 1).next()), at(0))).unwrap())
             .collect();
         let mut config = config(&[Active; 5]);
