@@ -13,6 +13,7 @@ pub mod cidr;
 pub mod firewall;
 pub mod balance;
 pub mod outcome;
+pub mod threshold;
 pub mod config;
 // floor 1: shared state. Atomics and Arc, still no I/O.
 pub mod metrics;

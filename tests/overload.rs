@@ -130,6 +130,34 @@ fn b15_who_waits_too_long_or_finds_the_queue_full_is_reset() {
     gate.finish();
 }
 
+/// Two waits with a failed connect between them: the time is for both together.
+#[test]
+fn b15_the_time_in_the_queue_is_that_of_a_client_and_not_of_each_wait() {
+    let (silent, greeting) = (Unanswering::new(), Backend::greeting(b"hi"));
+    let lines = "max_connections = 1\nretries = 1\ntimeouts = { connect = \"500ms\", queue = \"800ms\" }";
+    let gate = Gate::start(&(tcp("") + &pool(lines, &[silent.address, greeting.address])));
+    let mut held = client::connect(gate.address("tcp"));
+    assert!(greeted(&mut held));
+    let mut dialled = client::connect(gate.address("tcp"));
+    gate.wait_metrics("a dial", |m| m.count("sluicegate_backend_connections", &[]) == 2);
+    // It waits while the silent one is dialled for another, then it is dialled for this one, then it waits for the other.
+    let begin = Instant::now();
+    let mut waits = client::connect(gate.address("tcp"));
+    wait_queued(&gate, 1);
+    assert_eq!(client::read_all(&mut waits), (Vec::new(), End::Reset));
+    let took = begin.elapsed();
+    println!("800 ms in the queue and 500 ms of dialling: {took:?}");
+    assert!(took < Duration::from_millis(1_650), "{took:?}");
+    assert_eq!(client::read_all(&mut dialled), (Vec::new(), End::Reset));
+    gate.wait_outcome("queue_timeout", 2);
+    for record in gate.wait_records(2) {
+        let seconds = record["seconds"]["queue"].as_f64().unwrap();
+        assert!((0.75..1.1).contains(&seconds), "{record}");
+    }
+    drop(held);
+    gate.finish();
+}
+
 #[test]
 fn b15_without_a_queue_a_full_pool_refuses_at_once() {
     let greeting = Backend::greeting(b"hi");

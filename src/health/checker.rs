@@ -14,15 +14,15 @@ use tracing::{info, warn};
 use super::{
     pace::Pace,
     probe::{Failure, Probe, Progress},
-    threshold::{Change, Threshold},
 };
 use crate::{
     backend::{Backend, Health},
     config,
     load::CheckMaterials,
     metrics::{CheckCells, CheckResult, PerWorker, Registry, Transition},
-    pool::Pool,
+    pool::{Mode, Pool},
     sys::clock,
+    threshold::{Change, Threshold},
 };
 
 /// A verdict later than this was delayed by ourselves: it proves nothing about the backend (traps R18).
@@ -204,23 +204,15 @@ impl Checker {
     fn change(&self, change: Change, failure: Option<&Failure>) {
         let (Change::First { up } | Change::Turned { up }) = change;
         let health = if up { Health::Up } else { Health::Down };
-        let all_down = self.pool.set_health(&self.backend, health, clock::coarse());
+        let mode = self.pool.set_health(&self.backend, health, clock::coarse());
         // That a backend is well at the start is what everybody expects.
         if change != (Change::First { up: true }) {
             let to = if up { Transition::Up } else { Transition::Down };
             self.cells.at(0).transitions.at(to).add(1);
             self.tell(up, failure);
         }
-        match all_down {
-            Some(true) if self.pool.fails_open() => {
-                warn!(
-                    pool = &*self.pool.name,
-                    "every backend is down: connections go to all of them as if they were up"
-                );
-            }
-            Some(true) => warn!(pool = &*self.pool.name, "every backend is down: connections are refused"),
-            Some(false) => info!(pool = &*self.pool.name, "not every backend is down any more"),
-            None => {}
+        if let Some(mode) = mode {
+            tell_mode(&self.pool, mode);
         }
         if !up && self.closes {
             (self.close)(&self.backend);
@@ -235,6 +227,15 @@ impl Checker {
         }
         let reason = failure.map_or("", |failure| &failure.reason);
         warn!(pool, backend, %check, reason, "backend is down");
+    }
+}
+
+/// Tells where the connections of a pool go from now on.
+pub fn tell_mode(pool: &Pool, mode: Mode) {
+    let (pool, message) = (&*pool.name, mode.message());
+    match mode {
+        Mode::Checked => info!(pool, "{message}"),
+        Mode::Panic | Mode::Open | Mode::Closed => warn!(pool, "{message}"),
     }
 }
 

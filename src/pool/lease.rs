@@ -28,6 +28,11 @@ impl Lease {
         &self.backend
     }
 
+    /// Gives the place back to nobody in particular. The queue may be locked by who picks; its first looks by itself.
+    pub(super) fn give_up(mut self) {
+        self.queue = None;
+    }
+
     /// Whether the backend went down since it was picked.
     pub fn is_outdated(&self) -> bool {
         self.backend.downs() != self.downs

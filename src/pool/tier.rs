@@ -1,6 +1,6 @@
 //! The backends of one role, and which of them may be picked.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use super::{Lease, Pick, queue::Queue};
 use crate::{
@@ -15,6 +15,8 @@ pub(super) struct Tier {
     pub(super) backends: Vec<Arc<Backend>>,
     /// Shares of the traffic, in the order of the backends; 0 takes no new connections.
     pub(super) weights: Vec<u16>,
+    /// Most connections of each, from when this pool is in force.
+    pub(super) caps: Vec<Option<NonZeroU32>>,
     pub(super) picker: Picker,
 }
 
@@ -46,6 +48,15 @@ impl Tier {
         self.backends.iter().zip(self.weights.iter().copied())
     }
 
+    /// Those that take new connections when they are well.
+    pub(super) fn takers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.members().filter(|(backend, weight)| *weight > 0 && !backend.is_draining()).map(|(backend, _)| backend)
+    }
+
+    pub(super) fn has(&self, backend: &Backend) -> bool {
+        self.backends.iter().any(|own| own.id == backend.id)
+    }
+
     pub(super) fn pick(&self, look: &Look<'_>, queue: Option<&Arc<Queue>>) -> Pick {
         loop {
             let Some(backend) = self.choose(look) else {
@@ -53,9 +64,13 @@ impl Tier {
                 return if full { Pick::Full } else { Pick::Nothing };
             };
             // Without a lease, somebody took its last place meanwhile.
-            if let Some(lease) = Lease::on(backend, queue) {
+            let Some(lease) = Lease::on(backend, queue) else { continue };
+            // If it went down after the look and before the lease, the lease does not know and nobody would end what is
+            // dialled now (traps B8). After the lease, the lease knows.
+            if look.allows(backend) {
                 return Pick::Lease(lease);
             }
+            lease.give_up();
         }
     }
 

@@ -1,9 +1,8 @@
 //! B15: caps are exact, who waits is served in turn, and nobody who left takes a place.
 
 use std::{
-    num::NonZeroU32,
+    collections::VecDeque,
     pin::{Pin, pin},
-    sync::atomic::AtomicUsize,
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -113,11 +112,14 @@ fn b15_one_that_comes_back_serves_the_queue() {
     assert_eq!(&*served(&mut turn).unwrap().backend().name, "b1");
     nth(&pool, 1).eject(at(20));
     let mut turn = queued(&pool);
-    pool.serve_waiting(at(10));
-    assert!(poll(&mut turn).is_pending());
-    pool.serve_waiting(at(20));
-    assert!(served(&mut turn).is_some(), "the ejection is over");
-    drop(held);
+    let mut behind = queued(&pool);
+    pool.look_around(turn.ticket(), at(10));
+    pool.look_around(behind.ticket(), at(20));
+    assert!(poll(&mut turn).is_pending(), "only the first looks");
+    pool.look_around(turn.ticket(), at(20));
+    let back = served(&mut turn).expect("the ejection is over");
+    assert!(poll(&mut behind).is_pending());
+    drop((held, back));
 }
 
 #[test]
@@ -137,6 +139,68 @@ fn b15_a_second_try_comes_before_the_first_of_the_others() {
     assert!(served(&mut patient).is_some(), "what failed for one is good enough for the next");
 }
 
+/// Fails what it was given and waits again.
+fn fails(pool: &Arc<Pool>, turn: &mut Turn) -> (Turn, Lease) {
+    let Poll::Ready((mut search, Some(lease))) = poll(turn) else { panic!("it was not served") };
+    search.failed(lease.backend());
+    (pool.wait(search, at(0)).expect("it was served before, so it is not sent away"), lease)
+}
+
+#[test]
+fn b15_who_comes_back_stands_where_it_stood_and_is_never_sent_away() {
+    let pool = capped(2, 1, |config| config.max_queued = NonZeroUsize::new(3).unwrap());
+    let (a, b) = (take(&pool), take(&pool));
+    let mut turns: Vec<_> = (0..3).map(|_| queued(&pool)).collect();
+    let tickets: Vec<_> = turns.iter().map(Turn::ticket).collect();
+    // One backend refuses from now on: its place goes from one to the next, and all come back.
+    drop(b);
+    let mut place = None;
+    for (index, turn) in turns.iter_mut().enumerate() {
+        drop(place.take());
+        let (again, lease) = fails(&pool, turn);
+        *turn = again;
+        place = Some(lease);
+        if index == 0 {
+            // Whoever comes meanwhile fills the queue up.
+            let newcomer = pool.wait(begin(&pool), at(0));
+            assert!(newcomer.is_none(), "three wait, and one more is too many");
+        }
+    }
+    assert_eq!(turns.iter().map(Turn::ticket).collect::<Vec<_>>(), tickets);
+    assert_eq!(pool.waiting(), 3);
+    let mut free = Some(a);
+    for index in 0..3 {
+        assert!(turns[index..].iter_mut().all(|turn| poll(turn).is_pending()), "{index}");
+        drop(free.take());
+        free = served(&mut turns[index]);
+        assert!(free.is_some(), "{index}: in the order of coming");
+    }
+}
+
+#[test]
+fn b15_what_one_frees_is_not_looked_for_once_for_each_that_waits() {
+    const BACKENDS: usize = 100;
+    let most = |config: &mut config::Pool| config.max_queued = NonZeroUsize::new(2_000).unwrap();
+    let old = capped(BACKENDS, 1, most);
+    let mut held: VecDeque<_> = (0..BACKENDS).map(|_| take(&old)).collect();
+    let mut turns: VecDeque<_> = (0..1_500).map(|_| queued(&old)).collect();
+    // Those behind them came under another configuration.
+    let mut config = config(&[Active; BACKENDS]);
+    for backend in &mut config.backends {
+        backend.max_connections = NonZeroU32::new(1);
+    }
+    most(&mut config);
+    let new = Arc::new(Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1)));
+    turns.extend((0..20).map(|_| queued(&new)));
+    // To look at 100 backends for each of 1,500 each time would take minutes.
+    let begin = std::time::Instant::now();
+    for _ in 0..500 {
+        drop(held.pop_front());
+        held.push_back(served(&mut turns.pop_front().unwrap()).unwrap());
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
 #[test]
 fn l6_a_new_configuration_goes_on_with_the_same_queue() {
     let old = capped(1, 1, |_| ());
@@ -145,7 +209,8 @@ fn l6_a_new_configuration_goes_on_with_the_same_queue() {
     let mut config = config(&[Active]);
     config.backends[0].max_connections = NonZeroU32::new(2);
     let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
-    new.serve_waiting(at(1));
+    assert!(poll(&mut turn).is_pending());
+    new.adopt(at(1));
     assert!(served(&mut turn).is_some(), "one more is allowed now");
     drop((held, turn));
     assert_eq!(nth(&new, 0).live(), 0);
@@ -186,7 +251,7 @@ fn b15_a_cap_of_10_is_never_exceeded_by_8_threads_and_nobody_is_forgotten() {
         for thread in 0..8_u64 {
             let (pool, most, served, waited) = (&pool, &most, &served, &waited);
             scope.spawn(move || {
-                let mut held = std::collections::VecDeque::new();
+                let mut held = VecDeque::new();
                 for turn in 0..3_000_u64 {
                     let mut search =
                         pool.search([10, 0, 0, 1].into(), turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ thread);

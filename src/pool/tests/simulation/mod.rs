@@ -3,8 +3,10 @@
 //!
 //! `SLUICEGATE_SIMULATION_SEEDS` runs more seeds than the usual 256, `SLUICEGATE_SIMULATION_SEED` only one.
 
+mod model;
+
 use std::{
-    num::NonZeroU32,
+    collections::HashMap,
     pin::pin,
     task::{Context, Poll, Waker},
 };
@@ -13,7 +15,9 @@ use super::*;
 use crate::{
     backend::Id,
     pool::{Turn, queue::Served},
+    threshold::{Change, Threshold},
 };
+use model::{Answers, Expected, Model};
 
 const SEEDS: u64 = 256;
 const STEPS: usize = 3_000;
@@ -42,16 +46,6 @@ impl Random {
     }
 }
 
-/// A client that looks for a backend, as the rules see it.
-#[derive(Clone)]
-struct Model {
-    /// The pool that was there when it came.
-    pool: Arc<Pool>,
-    tried: Vec<Id>,
-    /// Attempts left among the active ones and among the backups.
-    left: [u32; 2],
-}
-
 /// One that holds a lease; its connect may still fail.
 struct Holder {
     model: Model,
@@ -62,20 +56,6 @@ struct Holder {
 struct Waiting {
     model: Model,
     turn: Turn,
-    /// When it came; an older one that has tried nothing goes first.
-    number: u64,
-}
-
-/// What is asked of a backend.
-type Ground<'a> = &'a dyn Fn(&Backend) -> bool;
-
-/// What the rules allow.
-#[derive(Debug, PartialEq, Eq)]
-enum Expected {
-    /// One of these.
-    Any(Vec<Id>),
-    Full,
-    Nothing,
 }
 
 struct World {
@@ -86,45 +66,12 @@ struct World {
     pool: Arc<Pool>,
     holders: Vec<Holder>,
     waiting: Vec<Waiting>,
-    number: u64,
+    /// The check of each backend, and all that it answered.
+    checks: HashMap<Id, (Threshold, Answers)>,
+    /// As the log has it.
+    told: Mode,
+    clients: u64,
     served: u64,
-}
-
-impl Model {
-    fn new(pool: &Arc<Pool>) -> Self {
-        Self { pool: Arc::clone(pool), tried: Vec::new(), left: [pool.retries + 1; 2] }
-    }
-
-    /// The first group of which any is left to try decides: somebody in it with room, or to wait for one.
-    fn expected(&self, now: Moment) -> Expected {
-        let pool = &*self.pool;
-        let up = |b: &Backend| b.health() == Health::Up;
-        let good = |b: &Backend| up(b) && !b.is_ejected(now);
-        let takes = |&(b, weight): &(&Arc<Backend>, u16)| weight > 0 && !b.is_draining();
-        let active = &pool.active.backends;
-        let ups = active.iter().filter(|b| up(b)).count() * 100;
-        let panics = ups < usize::from(pool.rules.panic_threshold) * active.len();
-        let nothing_up = !pool.members().any(|member| up(member.0) && takes(&member));
-        let open = panics || (nothing_up && pool.rules.on_all_down == OnAllDown::Open);
-        let grounds: [(bool, Ground<'_>); 3] = [(!panics, &good), (!panics, &up), (open, &|_| true)];
-        for (_, fits) in grounds.into_iter().filter(|(asked, _)| *asked) {
-            for (tier, left) in [&pool.active, &pool.backup].into_iter().zip(self.left) {
-                let members = || tier.members().filter(takes).map(|(backend, _)| backend);
-                let group = || members().filter(|b| fits(b) && !self.tried.contains(&b.id));
-                if left == 0 || group().next().is_none() {
-                    continue;
-                }
-                let free: Vec<_> = group().filter(|b| b.cap() == 0 || b.live() < b.cap()).map(|b| b.id).collect();
-                return if free.is_empty() { Expected::Full } else { Expected::Any(free) };
-            }
-        }
-        Expected::Nothing
-    }
-
-    fn took(&mut self, lease: &Lease) {
-        let tier = usize::from(self.pool.backup.has(lease.backend()));
-        self.left[tier] -= 1;
-    }
 }
 
 impl World {
@@ -146,16 +93,19 @@ impl World {
         config.slow_start = Duration::from_secs(10 * random.below(2));
         config.on_all_down = if random.one_in(2) { OnAllDown::Open } else { OnAllDown::Close };
         config.panic_threshold = if random.one_in(4) { 50 } else { 0 };
+        config.check = Some(check(1 + u32::try_from(random.below(3)).unwrap()));
         config.max_queued = NonZeroUsize::new(1 + random.index(6)).unwrap();
         let registry = Registry::new(1);
         let pool = Arc::new(Pool::new(&config, &[0; 16], &registry, None, at(0)));
-        let (holders, waiting) = (Vec::new(), Vec::new());
-        let mut world = Self { random, now: at(0), config, registry, pool, holders, waiting, number: 0, served: 0 };
+        let (holders, waiting, checks) = (Vec::new(), Vec::new(), HashMap::new());
+        let (now, told) = (at(0), Mode::default());
+        let mut world =
+            Self { random, now, config, registry, pool, holders, waiting, checks, told, clients: 0, served: 0 };
         world.reconfigure();
         world
     }
 
-    /// Other limits and weights, and sometimes a backend that has moved. The old pool stays with those who came under it.
+    /// Other limits and weights, sometimes a backend that has moved, and seldom another check. The old pool stays with those who came under it.
     fn reconfigure(&mut self) {
         let random = &mut self.random;
         for backend in &mut self.config.backends {
@@ -167,9 +117,27 @@ impl World {
             }
         }
         self.config.backends[0].weight = 1;
-        let old = Arc::clone(&self.pool);
-        self.pool = Arc::new(Pool::new(&self.config, &[0; 16], &self.registry, Some(&old), self.now));
-        self.pool.serve_waiting(self.now);
+        if random.one_in(10) {
+            self.config.check = Some(check(1 + u32::try_from(random.below(3)).unwrap()));
+        }
+        let before = self.states();
+        let new = Arc::new(Pool::new(&self.config, &[0; 16], &self.registry, Some(&self.pool), self.now));
+        assert_eq!(self.states(), before, "what is not adopted changes nothing");
+        self.pool = new;
+        let news = self.pool.adopt(self.now);
+        self.hear(news);
+    }
+
+    /// What is told is what is so, and is new.
+    fn hear(&mut self, news: Option<Mode>) {
+        let mode = model::mode(&self.pool);
+        if let Some(news) = news {
+            assert_eq!((news, news != self.told), (mode, true), "{:?}", self.states());
+            self.told = news;
+        }
+        // Draining or not: without the first verdict of somebody nothing is told.
+        let known = self.pool.backends().all(|backend| backend.health() != Health::Unknown);
+        assert!(!known || self.told == mode, "{:?}, and {mode:?} was not told: {:?}", self.told, self.states());
     }
 
     fn step(&mut self) {
@@ -181,11 +149,17 @@ impl World {
                 let index = self.random.index(self.waiting.len());
                 drop(self.waiting.remove(index));
             }
-            12 => self.check_one(),
+            12 => {
+                for _ in 0..3 {
+                    self.check_one();
+                    self.collect();
+                }
+            }
             13 => {
                 let draining = self.random.one_in(4);
-                self.any_backend().set_draining(draining);
-                self.pool.serve_waiting(self.now);
+                let backend = self.any_backend();
+                let news = self.pool.set_draining(&backend, draining, self.now);
+                self.hear(news);
             }
             14 => {
                 self.now = self.now.after(Duration::from_millis(self.random.below(2_000)));
@@ -206,7 +180,8 @@ impl World {
     fn arrive(&mut self) {
         let source = std::net::Ipv4Addr::from_bits(u32::try_from(self.random.below(1 << 32)).unwrap());
         let search = self.pool.search(source.into(), self.random.next());
-        self.look(search, Model::new(&self.pool));
+        self.clients += 1;
+        self.look(search, Model::new(&self.pool, self.clients));
     }
 
     fn end_one(&mut self) {
@@ -248,9 +223,17 @@ impl World {
 
     fn check_one(&mut self) {
         let backend = self.any_backend();
-        let health = if self.random.one_in(3) { Health::Down } else { Health::Up };
-        self.pool.set_health(&backend, health, self.now);
-        assert_eq!(backend.health(), health);
+        let good = !self.random.one_in(3);
+        let check = self.config.check.as_ref().unwrap();
+        let new = || (Threshold::new(check.rise, check.fall), Answers::default());
+        let (threshold, answers) = self.checks.entry(backend.id).or_insert_with(new);
+        let expected = answers.add(good, backend.health(), check);
+        let news = threshold.take(good).and_then(|(Change::First { up } | Change::Turned { up })| {
+            let health = if up { Health::Up } else { Health::Down };
+            self.pool.set_health(&backend, health, self.now)
+        });
+        assert_eq!(backend.health(), expected);
+        self.hear(news);
     }
 
     fn look(&mut self, mut search: Search, model: Model) {
@@ -266,12 +249,11 @@ impl World {
             Pick::Nothing => assert_eq!(expected, Expected::Nothing, "{:?}", self.states()),
             Pick::Full => {
                 assert!(passed || expected == Expected::Full, "{expected:?}: {:?}", self.states());
-                let room = self.waiting.len() < self.config.max_queued.get();
+                let room = self.waiting.len() < self.config.max_queued.get() || !model.tried.is_empty();
                 let turn = model.pool.wait(search, self.now);
                 assert_eq!(turn.is_some(), room, "{} wait", self.waiting.len());
                 if let Some(turn) = turn {
-                    self.waiting.push(Waiting { model, turn, number: self.number });
-                    self.number += 1;
+                    self.waiting.push(Waiting { model, turn });
                 }
             }
         }
@@ -290,26 +272,19 @@ impl World {
 
     /// Those whose turn has come. What they got was right when they got it: nothing has changed in this step since.
     fn collect(&mut self) {
-        let mut still = Vec::new();
-        let mut first_waiting = u64::MAX;
+        let mut served = Vec::new();
         for mut waiting in std::mem::take(&mut self.waiting) {
             match pin!(&mut waiting.turn).poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Pending => {
-                    if waiting.model.tried.is_empty() && Arc::ptr_eq(&waiting.model.pool, &self.pool) {
-                        first_waiting = first_waiting.min(waiting.number);
-                    }
-                    still.push(waiting);
-                }
-                Poll::Ready(served) => self.serve(waiting, served, first_waiting),
+                Poll::Pending => self.waiting.push(waiting),
+                Poll::Ready(result) => served.push((waiting.model, result)),
             }
         }
-        self.waiting = still;
+        for (model, result) in served {
+            self.serve(model, result);
+        }
     }
 
-    fn serve(&mut self, waiting: Waiting, (search, lease): Served, first_waiting: u64) {
-        let Waiting { mut model, number, .. } = waiting;
-        let fresh = model.tried.is_empty() && Arc::ptr_eq(&model.pool, &self.pool);
-        assert!(!fresh || number < first_waiting, "{number} was served before {first_waiting}");
+    fn serve(&mut self, mut model: Model, (search, lease): Served) {
         let Some(lease) = lease else {
             assert_eq!(model.expected(self.now), Expected::Nothing, "{:?}", self.states());
             return;
@@ -317,6 +292,11 @@ impl World {
         let backend = lease.backend();
         assert!(!backend.is_draining() && !model.tried.contains(&backend.id), "{:?}", self.states());
         assert!(backend.cap() == 0 || backend.live() <= backend.cap().max(1), "{:?}", self.states());
+        // Whoever came earlier, before any failure, and still waits, does not wait for this one.
+        for earlier in self.waiting.iter().map(|waiting| &waiting.model).filter(|other| other.number < model.number) {
+            let passed = earlier.group(self.now).iter().any(|wanted| wanted.id == backend.id);
+            assert!(!passed, "{} was served before {}: {:?}", model.number, earlier.number, self.states());
+        }
         self.served += 1;
         model.took(&lease);
         self.holders.push(Holder { model, search, lease });
@@ -344,7 +324,7 @@ impl World {
                 waiting.model.expected(self.now),
                 Expected::Full,
                 "{} waits: {:?}",
-                waiting.number,
+                waiting.model.number,
                 self.states()
             );
         }
