@@ -8,7 +8,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,9 +40,6 @@ pub struct Backend {
     pub name: Arc<str>,
     pub address: SocketAddr,
     pub cells: Arc<PerWorker<BackendCells>>,
-    weight: AtomicU16,
-    /// The weight of the configuration, which an operator may have changed.
-    written_weight: AtomicU16,
     /// Most connections at once; 0 is no limit.
     cap: AtomicU32,
     live: AtomicU32,
@@ -57,6 +54,8 @@ pub struct Backend {
     newcomer: AtomicBool,
     /// Failed connects of real traffic in a row.
     failures: AtomicU32,
+    /// It was ejected, and no connect has succeeded since.
+    was_ejected: AtomicBool,
 }
 
 /// How much of its share a backend takes that has just begun, in parts of `u32::MAX`.
@@ -75,8 +74,6 @@ impl Backend {
             name: config.name.as_str().into(),
             address: config.address,
             cells,
-            weight: AtomicU16::new(0),
-            written_weight: AtomicU16::new(0),
             cap: AtomicU32::new(0),
             live: AtomicU32::new(0),
             health: AtomicU8::new(health as u8),
@@ -86,19 +83,10 @@ impl Backend {
             warm_since: Stamp::default(),
             newcomer: AtomicBool::new(false),
             failures: AtomicU32::new(0),
+            was_ejected: AtomicBool::new(false),
         };
-        backend.reconfigure(config);
+        backend.set_cap(config.max_connections);
         backend
-    }
-
-    /// Its share of the traffic; 0 takes no new connections.
-    pub fn weight(&self) -> u16 {
-        self.weight.load(Ordering::Relaxed)
-    }
-
-    /// What the configuration says about it.
-    pub fn written_weight(&self) -> u16 {
-        self.written_weight.load(Ordering::Relaxed)
     }
 
     pub fn health(&self) -> Health {
@@ -117,12 +105,14 @@ impl Backend {
             self.newcomer.store(false, Ordering::Relaxed);
             self.failures.store(0, Ordering::Relaxed);
             self.ejected_until.clear();
+            self.was_ejected.store(false, Ordering::Relaxed);
             self.warm_since.set(now);
         }
+        self.health.store(health as u8, Ordering::Release);
+        // After the state: who reads this number and then the state does not take the one for newer than the other.
         if health == Health::Down && before != Health::Down {
             self.downs.fetch_add(1, Ordering::AcqRel);
         }
-        self.health.store(health as u8, Ordering::Release);
     }
 
     /// How often it went down: a connection that began before the last time is not to be kept by one that has to end.
@@ -135,6 +125,7 @@ impl Backend {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// `Pool::set_draining` also serves those who wait and says what it came to.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
     }
@@ -175,17 +166,9 @@ impl Backend {
         u32::try_from(ramp.max(FIRST_SHARE.into())).unwrap_or(u32::MAX)
     }
 
-    /// Takes over what may change in the life of a backend. A weight that an operator has set holds until the configuration
-    /// has a new one.
-    pub(crate) fn reconfigure(&self, config: &config::Backend) {
-        if self.written_weight.swap(config.weight, Ordering::Relaxed) != config.weight {
-            self.set_weight(config.weight);
-        }
-        self.cap.store(config.max_connections.map_or(0, NonZeroU32::get), Ordering::Relaxed);
-    }
-
-    pub(crate) fn set_weight(&self, weight: u16) {
-        self.weight.store(weight, Ordering::Relaxed);
+    /// Changes the limit. Those above it stay.
+    pub(crate) fn set_cap(&self, cap: Option<NonZeroU32>) {
+        self.cap.store(cap.map_or(0, NonZeroU32::get), Ordering::Relaxed);
     }
 
     /// Notes that the pool it joins works already.
@@ -209,7 +192,7 @@ impl Backend {
     }
 
     /// Gives back what `take` took. Sequentially consistent: who leaves looks for waiters after this, and who waits looks
-    /// for room after it has said so, so that one of them sees the other.
+    /// for room after it has said so and a fence, so that one of them sees the other.
     pub(crate) fn give_back(&self) {
         self.live.fetch_sub(1, Ordering::SeqCst);
     }
@@ -223,15 +206,19 @@ impl Backend {
         reached
     }
 
-    pub(crate) fn note_success(&self) {
+    /// True for the first success after an ejection.
+    pub(crate) fn note_success(&self, now: Moment) -> bool {
         // Nearly always it is 0 already, and the line stays shared between the workers.
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
+        let is_back = self.was_ejected.load(Ordering::Relaxed) && !self.is_ejected(now);
+        is_back && self.was_ejected.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn eject(&self, until: Moment) {
         self.ejected_until.set(until);
+        self.was_ejected.store(true, Ordering::Relaxed);
     }
 
     fn is_newcomer(&self) -> bool {

@@ -13,6 +13,7 @@ pub mod cidr;
 pub mod firewall;
 pub mod balance;
 pub mod outcome;
+pub mod threshold;
 pub mod config;
 // floor 1: shared state. Atomics and Arc, still no I/O.
 pub mod metrics;
@@ -38,6 +39,7 @@ pub mod connection;
 pub mod crew;
 pub mod listener;
 pub mod worker;
+pub mod health;
 pub mod admin;
 pub mod service;
 // floor 5: the process.

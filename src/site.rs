@@ -94,10 +94,10 @@ impl Site {
         let now = clock::coarse();
         let pools = self.pools.iter().map(|pool| pool_gauges(pool, now));
         let backends = self.pools.iter().flat_map(|pool| {
-            pool.backends().map(|backend| BackendGauges {
+            pool.members().map(|(backend, weight)| BackendGauges {
                 pool: pool.name.to_string(),
                 name: backend.name.to_string(),
-                weight: backend.weight(),
+                weight,
                 connections: u64::from(backend.live()),
                 up: backend.health() == Health::Up && !backend.is_ejected(now) && !backend.is_draining(),
             })

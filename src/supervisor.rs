@@ -12,7 +12,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustls::crypto::CryptoProvider;
@@ -25,15 +25,13 @@ use tracing::{info, warn};
 
 use crate::{
     access_log::{self, AccessLog},
-    admin::{
-        self,
-        control::{Control, View},
-    },
+    admin::{self, control::Control},
     config::{
         self, Auto, Config, Diagnostic, ZeroCopy,
         code::{CANNOT_LISTEN, CANNOT_START},
     },
-    crew::{self, Command, Crew},
+    crew::{self, Command, Crew, Inbox},
+    health::{Checkers, Watch},
     load::Loaded,
     metrics::{Registry, render},
     ports::{self, Port, cannot_listen},
@@ -45,6 +43,9 @@ use crate::{
 
 /// Descriptors kept for the admin listener, log files and reading configurations.
 const RESERVED_DESCRIPTORS: usize = 64;
+
+/// How long clients wait for the first verdicts of checks (traps B3).
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Off switches that only the command line has.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +72,8 @@ pub struct Gate {
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     ports: Vec<Port>,
     workers: Workers,
+    /// To its end, because clients of the accept queues still need backends that are well.
+    _checkers: Arc<Checkers>,
     admin: Arc<admin::State>,
     admin_tasks: Vec<Task<()>>,
     /// Removed when this is dropped.
@@ -122,10 +125,10 @@ struct Template {
     log: Option<AccessLog>,
 }
 
-/// Binds every address, starts every thread and returns when all of them accept.
+/// Binds every address, asks every backend once, starts every thread and returns when all of them accept.
 ///
-/// Must be called on the control runtime, which then serves the admin listener.
-pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
+/// Must be called on the control runtime, which then serves the admin listener and the checks.
+pub async fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
@@ -143,31 +146,35 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
         registry: Arc::clone(&registry),
         log,
     };
-    let workers = start_workers(&limits, &site, &ports, &template)
-        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let admin = Arc::new(admin::State {
         allow: config.admin.allow.clone(),
         hosts: Vec::new(),
-        ready: AtomicBool::new(true),
+        ready: AtomicBool::new(false),
         metrics: Box::new({
-            let site = Arc::clone(&site);
+            let (registry, site) = (Arc::clone(&registry), Arc::clone(&site));
             move |format| render(&registry, &site.gauges(), format)
         }),
     });
-    let addresses = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
-    let control = Arc::new(control(&admin, &workers.crew, &site, addresses));
     let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
-    admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin))));
+    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    let checkers = Arc::new(watch_backends(loaded, &site, &registry, &crew).await);
+    let control = Arc::new(Control::new(&admin, &crew, &site, &ports, &checkers));
     let admin_socket = admin_socket.map(|(listener, file)| {
         admin_tasks.push(tokio::spawn(admin::serve_unix(listener, control)));
         file
     });
+    let workers = start_workers(&limits, &site, &ports, &template, (crew, inboxes))
+        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
+    admin.ready.store(true, Ordering::Relaxed);
+    admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin))));
     Ok(Gate {
         limits,
         drain: config.drain,
         admin_address,
         ports,
         workers,
+        _checkers: checkers,
         admin,
         admin_tasks,
         _admin_socket: admin_socket,
@@ -175,20 +182,23 @@ pub fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) 
     })
 }
 
-/// What the admin socket shows and changes.
-fn control(
-    state: &Arc<admin::State>,
-    crew: &Arc<Crew>,
-    site: &Arc<Site>,
-    addresses: Arc<[(Arc<str>, SocketAddr)]>,
-) -> Control {
-    let site = Arc::clone(site);
-    Control {
-        state: Arc::clone(state),
-        crew: Arc::clone(crew),
-        view: Box::new(move || View { site: Arc::clone(&site), addresses: Arc::clone(&addresses), checks: Vec::new() }),
-        started: Instant::now(),
+/// Starts the checks and waits for the first verdict of each backend: no client is sent to one that was never asked
+/// (traps B3). Meanwhile clients wait in the queues of the bound sockets.
+async fn watch_backends(loaded: &Loaded, site: &Site, registry: &Registry, crew: &Arc<Crew>) -> Checkers {
+    let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
+    let crew = Arc::clone(crew);
+    let watch = Watch {
+        pools: pools.map(|((pool, config), materials)| (Arc::clone(pool), config, materials)).collect(),
+        registry,
+        close: Arc::new(move |backend| crew.tell(|| Command::EndBackend(backend.id))),
+    };
+    let mut checkers = Checkers::start(&watch);
+    let silent = checkers.first_verdicts(WARM_UP).await;
+    if silent > 0 {
+        let waited = WARM_UP.as_secs();
+        warn!(silent, "serving without the first verdict of every check, after {waited} s");
     }
+    checkers
 }
 
 impl Gate {
@@ -253,8 +263,9 @@ impl Limits {
             ZeroCopy::Off => 0,
             _ => host::pipe_budget().min(descriptors / 16).max(workers),
         };
-        // Each worker has a duplicate of each listening socket, and its runtime a handful of its own.
-        let fixed = RESERVED_DESCRIPTORS + workers * (2 * binds + 8);
+        // Each check has one, and each worker has a duplicate of each listening socket, and its runtime a handful of its own.
+        let checked = config.pools.iter().filter(|pool| pool.check.is_some()).map(|pool| pool.backends.len());
+        let fixed = RESERVED_DESCRIPTORS + checked.sum::<usize>() + workers * (2 * binds + 8);
         let possible = descriptors.saturating_sub(fixed + 2 * pipes) / 2;
         let connections = match config.global.max_connections {
             Auto::Auto => possible,
@@ -273,11 +284,15 @@ impl Limits {
     }
 }
 
-fn start_workers(limits: &Limits, site: &Site, ports: &[Port], template: &Template) -> io::Result<Workers> {
+fn start_workers(
+    limits: &Limits,
+    site: &Site,
+    ports: &[Port],
+    template: &Template,
+    (crew, inboxes): (Arc<Crew>, Vec<Inbox>),
+) -> io::Result<Workers> {
     let seeds = RandomState::new();
     let (ready, started) = mpsc::channel();
-    let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
-    let crew = Arc::new(Crew::new(handles, Arc::clone(&template.registry)));
     let mut workers = Workers { crew: Arc::clone(&crew), threads: Vec::new() };
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mut sockets = Vec::new();

@@ -25,7 +25,7 @@ fn three_curls_show_three_backends() {
     let (Some(program), Some(nginx)) = (require("curl"), Nginx::start()) else { return };
     let listener = "[listener.https]\nbind = \"127.0.0.1:0\"\ntls = { cert = \"foobar.com.pem\", key = \"foobar.com.key\" }\n\
                     pool = \"web\"\n";
-    for variant in Variant::ALL {
+    for variant in Variant::all() {
         let gate = Gate::plan(&(listener.to_owned() + &pool("", &nginx.addresses()))).variant(variant).start();
         let (address, directory) = (gate.address("https"), gate.directory.path().to_owned());
         let answers = [0; 6].map(|_| curl(&program, address, &directory, &["--http1.1"]));
@@ -84,7 +84,7 @@ fn raise_descriptor_limit() {
 
 #[test]
 fn a4_a_thousand_tls_connections_at_once() {
-    a_thousand_at_once(Variant::AUTO, "https");
+    a_thousand_at_once(Variant::chosen(), "https");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn wrk_finds_no_error(variant: Variant) {
 
 #[test]
 fn wrk_with_64_connections_finds_no_error() {
-    wrk_finds_no_error(Variant::AUTO);
+    wrk_finds_no_error(Variant::chosen());
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn the_listener_limit_is_exact(variant: Variant) {
 
 #[test]
 fn a3_f9_a_listeners_limit_is_exact_over_two_workers() {
-    the_listener_limit_is_exact(Variant::AUTO);
+    the_listener_limit_is_exact(Variant::chosen());
 }
 
 #[test]

@@ -37,7 +37,8 @@ pub struct Pool {
     pub balance: String,
     /// `active-active` or `active-passive`.
     pub mode: String,
-    /// The role that takes new connections now: `active`, `backup` or `none`.
+    /// Who takes new connections now: `active`, `backup`, `ejected` (nobody better is up), `all` (checks are not believed) or
+    /// `none`.
     pub serving: String,
     /// Clients that wait for a backend with room.
     pub queued: u64,

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     process,
     sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use jiff::Timestamp;
@@ -16,11 +16,14 @@ use super::{
 };
 use crate::{
     backend::{Backend, Health},
+    config::Role,
     crew::Crew,
     drain::inquiry::{ConnectionId, Filter},
     frontend::Frontend,
+    health::{Checkers, Report, checker::tell_mode},
     moment::Moment,
-    pool::Pool,
+    pool::{Mode, Pool},
+    ports::Port,
     site::Site,
     sys::clock,
 };
@@ -32,31 +35,19 @@ const MOST_DESCRIBED: usize = 100_000;
 /// The hand of the operator on the process.
 pub struct Control {
     pub state: Arc<State>,
-    pub crew: Arc<Crew>,
+    crew: Arc<Crew>,
     /// What runs now.
-    pub view: Box<dyn Fn() -> View + Send + Sync>,
-    pub started: Instant,
+    view: Box<dyn Fn() -> View + Send + Sync>,
+    started: Instant,
 }
 
 /// What runs at one moment.
 #[derive(Debug)]
-pub struct View {
-    pub site: Arc<Site>,
+struct View {
+    site: Arc<Site>,
     /// Listeners by name with the addresses they are bound to.
-    pub addresses: Arc<[(Arc<str>, SocketAddr)]>,
-    pub checks: Vec<CheckNote>,
-}
-
-/// What the last checks of a backend found.
-#[derive(Debug, Clone)]
-pub struct CheckNote {
-    pub pool: Arc<str>,
-    pub backend: Arc<str>,
-    /// How it is asked, and where.
-    pub check: String,
-    pub failure: Option<String>,
-    /// When its state last changed.
-    pub since: Option<SystemTime>,
+    addresses: Arc<[(Arc<str>, SocketAddr)]>,
+    checks: Vec<Report>,
 }
 
 /// Why something is not done.
@@ -69,6 +60,24 @@ pub enum Refused {
 }
 
 impl Control {
+    /// For what runs from the start to the end.
+    pub fn new(
+        state: &Arc<State>,
+        crew: &Arc<Crew>,
+        site: &Arc<Site>,
+        ports: &[Port],
+        checkers: &Arc<Checkers>,
+    ) -> Self {
+        let (site, checkers) = (Arc::clone(site), Arc::clone(checkers));
+        let addresses: Arc<[_]> = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
+        let view = move || View {
+            site: Arc::clone(&site),
+            addresses: Arc::clone(&addresses),
+            checks: checkers.reports().collect(),
+        };
+        Self { state: Arc::clone(state), crew: Arc::clone(crew), view: Box::new(view), started: Instant::now() }
+    }
+
     pub fn status(&self) -> answers::Status {
         let View { site, addresses, checks } = (self.view)();
         let now = clock::coarse();
@@ -123,33 +132,38 @@ impl Control {
 
     /// Takes a backend out: it gets no new connections, and live ones stay.
     pub fn drain(&self, backend: &str) -> Result<Changed, Refused> {
-        self.change(backend, |pool, backend| {
-            backend.set_draining(true);
-            pool.serve_waiting(clock::coarse());
-        })
+        self.change(backend, |pool, backend, now| pool.set_draining(backend, true, now))
     }
 
     /// Takes a backend in again that was drained.
     pub fn enable(&self, backend: &str) -> Result<Changed, Refused> {
-        self.change(backend, |pool, backend| {
-            backend.set_draining(false);
-            pool.serve_waiting(clock::coarse());
-        })
+        self.change(backend, |pool, backend, now| pool.set_draining(backend, false, now))
     }
 
     pub fn set_weight(&self, backend: &str, weight: Option<u16>) -> Result<Changed, Refused> {
         const MOST: u16 = 256;
         match weight {
-            Some(weight) if weight <= MOST => self.change(backend, |pool, backend| pool.set_weight(backend, weight)),
+            Some(weight) if weight <= MOST => {
+                self.change(backend, |pool, backend, now| pool.set_weight(backend, weight, now))
+            }
             _ => Err(Refused::Invalid(format!("a weight is a number from 0 to {MOST}"))),
         }
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&Pool, &Backend)) -> Result<Changed, Refused> {
+    fn change(
+        &self,
+        name: &str,
+        change: impl FnOnce(&Pool, &Backend, Moment) -> Option<Mode>,
+    ) -> Result<Changed, Refused> {
         let View { site, checks, .. } = (self.view)();
         let (pool, backend) = find(&site, name)?;
-        change(pool, backend);
-        let backend = backend_status(pool, backend, &checks, clock::coarse());
+        let now = clock::coarse();
+        if let Some(mode) = change(pool, backend, now) {
+            tell_mode(pool, mode);
+        }
+        let backends = backends(pool, &checks, now);
+        let gone = || Refused::Unknown(format!("`{name}` is gone"));
+        let backend = backends.into_iter().find(|known| *known.name == *backend.name).ok_or_else(gone)?;
         Ok(Changed { pool: pool.name.to_string(), backend })
     }
 
@@ -217,55 +231,68 @@ fn listener(frontend: &Frontend, addresses: &[(Arc<str>, SocketAddr)]) -> answer
     }
 }
 
-fn pool_status(pool: &Pool, checks: &[CheckNote], now: Moment) -> answers::Pool {
-    let takes = |backend: &&Arc<Backend>| state(backend, now) == "up" && backend.weight() > 0;
-    let serving = match () {
-        () if pool.active().iter().any(|backend| takes(&backend)) => "active",
-        () if pool.backup().iter().any(|backend| takes(&backend)) => "backup",
-        () => "none",
+fn pool_status(pool: &Pool, checks: &[Report], now: Moment) -> answers::Pool {
+    let takes = |role| pool.shares(role).any(|(backend, weight, _)| state(backend, now) == "up" && weight > 0);
+    let serving = match pool.mode() {
+        Mode::Panic | Mode::Open => "all",
+        Mode::Closed => "none",
+        Mode::Checked if takes(Role::Active) => "active",
+        Mode::Checked if takes(Role::Backup) => "backup",
+        // Those that real traffic found wanting are better than none.
+        Mode::Checked => "ejected",
     };
+    let is_passive = pool.shares(Role::Backup).next().is_some();
     answers::Pool {
         name: pool.name.to_string(),
         balance: pool.balance.as_str().to_owned(),
-        mode: if pool.backup().is_empty() { "active-active" } else { "active-passive" }.to_owned(),
+        mode: if is_passive { "active-passive" } else { "active-active" }.to_owned(),
         serving: serving.to_owned(),
         queued: pool.waiting() as u64,
-        backends: pool.backends().map(|backend| backend_status(pool, backend, checks, now)).collect(),
+        backends: backends(pool, checks, now),
     }
 }
 
-fn backend_status(pool: &Pool, backend: &Backend, checks: &[CheckNote], now: Moment) -> answers::Backend {
-    let check = checks.iter().find(|check| check.pool == pool.name && check.backend == backend.name);
-    let state = state(backend, now);
-    let failure = check.and_then(|check| check.failure.clone());
-    let reason = match state {
+fn backends(pool: &Pool, checks: &[Report], now: Moment) -> Vec<answers::Backend> {
+    let roles = [(Role::Active, "active"), (Role::Backup, "backup")];
+    let shares = roles.into_iter().flat_map(|(role, word)| pool.shares(role).map(move |share| (word, share)));
+    let backends = shares.map(|(role, (backend, weight, written))| {
+        let check = checks.iter().find(|check| check.pool == pool.name && check.backend == backend.name);
+        let state = state(backend, now);
+        let mut drift = Vec::new();
+        if backend.is_draining() {
+            drift.push("draining".to_owned());
+        }
+        if weight != written {
+            drift.push(format!("weight {weight} (the file says {written})"));
+        }
+        answers::Backend {
+            name: backend.name.to_string(),
+            address: backend.address,
+            role: role.to_owned(),
+            state: state.to_owned(),
+            reason: reason(state, weight, check),
+            since: check.and_then(|check| check.since).and_then(|at| Timestamp::try_from(at).ok()).map(rfc3339),
+            check: check.map(|check| format!("{} {}", check.kind, check.target)),
+            weight,
+            connections: backend.live(),
+            max_connections: Some(backend.cap()).filter(|cap| *cap > 0),
+            drift,
+        }
+    });
+    backends.collect()
+}
+
+/// Why a backend is not up, or takes nothing.
+fn reason(state: &str, weight: u16, check: Option<&Report>) -> Option<String> {
+    let failure = check.and_then(|check| check.last.as_ref()).and_then(|last| last.as_ref().err());
+    match state {
         "draining" => Some("the operator drains it".to_owned()),
         "ejected" => Some("too many connects of clients failed in a row".to_owned()),
         "unknown" => Some("no check has answered yet".to_owned()),
-        "down" => failure,
-        _ if backend.weight() == 0 => Some("its weight is 0".to_owned()),
+        // The last check may have been a good one, and one more has to be.
+        "down" => Some(failure.map_or_else(|| "the last check was good".to_owned(), |failure| failure.reason.clone())),
+        _ if weight == 0 => Some("its weight is 0".to_owned()),
         _ => None,
-    };
-    let mut drift = Vec::new();
-    if backend.is_draining() {
-        drift.push("draining".to_owned());
-    }
-    if backend.weight() != backend.written_weight() {
-        drift.push(format!("weight {} (the file says {})", backend.weight(), backend.written_weight()));
-    }
-    let is_active = pool.active().iter().any(|active| active.id == backend.id);
-    answers::Backend {
-        name: backend.name.to_string(),
-        address: backend.address,
-        role: if is_active { "active" } else { "backup" }.to_owned(),
-        state: state.to_owned(),
-        reason,
-        since: check.and_then(|check| check.since).and_then(|at| Timestamp::try_from(at).ok()).map(rfc3339),
-        check: check.map(|check| check.check.clone()),
-        weight: backend.weight(),
-        connections: backend.live(),
-        max_connections: Some(backend.cap()).filter(|cap| *cap > 0),
-        drift,
     }
 }
 

@@ -45,7 +45,8 @@ pub(super) fn serve(
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot take signals over")?;
-        let gate = supervisor::start(loaded, options, provider).map_err(|errors| Failure::refused(errors, source))?;
+        let gate = supervisor::start(loaded, options, provider).await;
+        let gate = gate.map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;
         service::ready();

@@ -62,6 +62,8 @@ fn pool_lines(pool: &Pool) -> String {
     match pool.serving.as_str() {
         "active" => {}
         "backup" => text.push_str("  served by the backups"),
+        "ejected" => text.push_str("  ONLY EJECTED BACKENDS ARE UP"),
+        "all" => text.push_str("  NO BACKEND, OR TOO FEW, ARE UP: ALL ARE USED"),
         _ => text.push_str("  NO BACKEND IS UP"),
     }
     if pool.queued > 0 {

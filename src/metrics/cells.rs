@@ -10,7 +10,10 @@ use std::{
 
 use super::{
     histogram::{CONNECTION_BOUNDS, Histogram, SETUP_BOUNDS, Snapshot},
-    labels::{AcceptError, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption},
+    labels::{
+        AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
+        Transition,
+    },
 };
 use crate::{config::TlsVersion, outcome::Outcome};
 
@@ -97,6 +100,13 @@ pub struct BackendCells {
     /// Successful connects.
     pub connections: Counter,
     pub connect_failures: Family<ConnectFailure, { ConnectFailure::ALL.len() }>,
+}
+
+/// What the control thread counts for one backend; there is one block of it.
+#[derive(Debug, Default)]
+pub struct CheckCells {
+    pub checks: Family<CheckResult, { CheckResult::ALL.len() }>,
+    pub transitions: Family<Transition, { Transition::ALL.len() }>,
 }
 
 /// The connections of a listener at one moment: `accepted` is always `closed` and `live` together.

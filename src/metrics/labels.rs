@@ -54,6 +54,37 @@ pub enum ConnectFailure {
     Other,
 }
 
+/// What a health check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckResult {
+    Ok,
+    Refused,
+    Timeout,
+    Unreachable,
+    Reset,
+    /// The backend closed without an answer.
+    Closed,
+    Tls,
+    /// An answer, but not the expected one.
+    Answer,
+    /// A database did not let us in.
+    Login,
+    /// A database has another role than is wanted.
+    WrongRole,
+    /// This host has no descriptor, memory or port for it; no backend is to blame (traps A6).
+    Local,
+    /// We were stopped meanwhile: it proves nothing (traps R18).
+    Stalled,
+    Other,
+}
+
+/// What health checks made of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    Up,
+    Down,
+}
+
 /// How bytes travel through the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RelayPath {
@@ -161,6 +192,61 @@ impl Label for ConnectFailure {
             Self::Tls => "tls",
             Self::NoPorts => "no_ports",
             Self::Other => "other",
+        }
+    }
+}
+
+impl Label for CheckResult {
+    const ALL: &'static [Self] = &[
+        Self::Ok,
+        Self::Refused,
+        Self::Timeout,
+        Self::Unreachable,
+        Self::Reset,
+        Self::Closed,
+        Self::Tls,
+        Self::Answer,
+        Self::Login,
+        Self::WrongRole,
+        Self::Local,
+        Self::Stalled,
+        Self::Other,
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+            Self::Tls => "tls",
+            Self::Answer => "answer",
+            Self::Login => "login",
+            Self::WrongRole => "wrong_role",
+            Self::Local => "local",
+            Self::Stalled => "stalled",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Label for Transition {
+    const ALL: &'static [Self] = &[Self::Up, Self::Down];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
         }
     }
 }
@@ -292,6 +378,8 @@ mod tests {
         is_a_closed_set::<AcceptError>();
         is_a_closed_set::<HandshakeFailure>();
         is_a_closed_set::<ConnectFailure>();
+        is_a_closed_set::<CheckResult>();
+        is_a_closed_set::<Transition>();
         is_a_closed_set::<RelayPath>();
         is_a_closed_set::<Direction>();
         is_a_closed_set::<Fallback>();

@@ -12,13 +12,15 @@ pub mod registry;
 mod render;
 
 pub use cells::{
-    BackendCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells, WorkerCells,
+    BackendCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
+    WorkerCells,
 };
 pub use exposition::Format;
 pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges};
 pub use histogram::{Histogram, Snapshot};
 pub use labels::{
-    AcceptError, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption, RuleAction,
+    AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
+    RuleAction, Transition,
 };
 pub use registry::{Registry, Reloads};
 pub use render::render;

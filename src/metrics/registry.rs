@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    cells::{BackendCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
     labels::RuleAction,
 };
 
@@ -22,6 +22,8 @@ pub struct Registry {
     pools: Named<String, PoolCells>,
     /// By pool and backend.
     backends: Named<(String, String), BackendCells>,
+    /// By pool and backend; the control thread alone writes them.
+    checks: Named<(String, String), CheckCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
 }
@@ -52,6 +54,7 @@ impl Registry {
             rules: Named::new(workers),
             pools: Named::new(workers),
             backends: Named::new(workers),
+            checks: Named::new(1),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
         }
@@ -80,6 +83,11 @@ impl Registry {
         self.backends.cells((pool.to_owned(), backend.to_owned()))
     }
 
+    /// The cells of a backend's checks, for the control thread.
+    pub fn checks(&self, pool: &str, backend: &str) -> Arc<PerWorker<CheckCells>> {
+        self.checks.cells((pool.to_owned(), backend.to_owned()))
+    }
+
     /// Drops the cells that nobody holds any more, and their series with them: for after a reload, when the new frontends
     /// are built. The cells of a removed name stay while a connection of its time still counts.
     pub fn forget_unused(&self) {
@@ -87,6 +95,7 @@ impl Registry {
         self.rules.forget_unused();
         self.pools.forget_unused();
         self.backends.forget_unused();
+        self.checks.forget_unused();
     }
 
     /// Access log records that nobody will read; many threads add to it, rarely.
@@ -126,6 +135,10 @@ impl Registry {
 
     pub fn backends(&self) -> All<(String, String), BackendCells> {
         self.backends.all()
+    }
+
+    pub fn all_checks(&self) -> All<(String, String), CheckCells> {
+        self.checks.all()
     }
 }
 

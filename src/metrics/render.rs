@@ -11,7 +11,10 @@ use metrics_process::Collector;
 use super::{
     exposition::{Exposition, Format},
     gauges::Gauges,
-    labels::{AcceptError, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption},
+    labels::{
+        AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
+        Transition,
+    },
     registry::Registry,
 };
 use crate::{config::TlsVersion, outcome::Outcome};
@@ -26,6 +29,7 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
         firewall(registry);
         relay(registry);
         pools(registry);
+        checks(registry);
         house(registry);
         set(gauges);
     });
@@ -36,7 +40,7 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 17] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
@@ -50,6 +54,8 @@ const COUNTERS: [(&str, &str); 15] = [
     ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
     ("sluicegate_backend_connections_total", "Connections made to the backend."),
     ("sluicegate_backend_connect_failures_total", "Connects to the backend that failed."),
+    ("sluicegate_health_checks_total", "Health checks of the backend, by what they found."),
+    ("sluicegate_backend_transitions_total", "Changes of the backend's health."),
     ("sluicegate_config_reloads_total", "Configurations given to the running process."),
     (
         "sluicegate_log_records_dropped_total",
@@ -164,6 +170,21 @@ fn pools(registry: &Registry) {
             let labels = [pool, backend, ("reason", reason.as_str())];
             let failures = cells.sum(|cells| cells.connect_failures.at(*reason).value());
             count("sluicegate_backend_connect_failures_total", &labels, failures);
+        }
+    }
+}
+
+fn checks(registry: &Registry) {
+    for ((pool, backend), cells) in registry.all_checks() {
+        let (pool, backend) = (("pool", pool.as_str()), ("backend", backend.as_str()));
+        for result in CheckResult::ALL {
+            let labels = [pool, backend, ("result", result.as_str())];
+            count("sluicegate_health_checks_total", &labels, cells.sum(|cells| cells.checks.at(*result).value()));
+        }
+        for to in Transition::ALL {
+            let labels = [pool, backend, ("to", to.as_str())];
+            let transitions = cells.sum(|cells| cells.transitions.at(*to).value());
+            count("sluicegate_backend_transitions_total", &labels, transitions);
         }
     }
 }

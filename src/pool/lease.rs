@@ -12,7 +12,7 @@ pub struct Lease {
     /// How often it had gone down when it was picked.
     downs: u32,
     /// Who may be waiting for this place; `None` where there is no limit.
-    queue: Option<Arc<Queue>>,
+    pub(super) queue: Option<Arc<Queue>>,
 }
 
 impl Lease {
@@ -26,6 +26,11 @@ impl Lease {
 
     pub fn backend(&self) -> &Backend {
         &self.backend
+    }
+
+    /// Gives the place back to nobody in particular. The queue may be locked by who picks; its first looks by itself.
+    pub(super) fn give_up(mut self) {
+        self.queue = None;
     }
 
     /// Whether the backend went down since it was picked.

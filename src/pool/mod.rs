@@ -4,6 +4,7 @@
 //! among those that real traffic has found wanting, and at last, when no check finds anything up, among all.
 
 mod lease;
+mod mode;
 mod queue;
 mod search;
 #[cfg(test)]
@@ -12,14 +13,12 @@ mod tier;
 
 use std::{
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 pub use lease::Lease;
+pub use mode::Mode;
 pub use queue::Turn;
 pub use search::{Pick, Search};
 
@@ -31,7 +30,7 @@ use crate::{
     moment::Moment,
 };
 use queue::Queue;
-use tier::Tier;
+use tier::{Policy, Tier};
 
 /// A pool, shared by every worker.
 #[derive(Debug)]
@@ -57,12 +56,12 @@ pub struct Pool {
     queue: Arc<Queue>,
     /// Some backend has a limit, so somebody may have to wait.
     has_limits: bool,
-    /// One order for the whole process (traps B13).
-    ticket: AtomicU64,
     /// Held while it is decided whether one more may be ejected.
     ejecting: Mutex<()>,
-    /// Whether every backend is down, as it was last told.
-    all_down: AtomicBool,
+    /// What backends are asked; it decides whether one of a new configuration is the same.
+    check: Option<config::Check>,
+    /// As it was last told.
+    told: Mutex<Mode>,
 }
 
 /// What happens when backends fail or are full.
@@ -78,8 +77,9 @@ struct Rules {
 }
 
 impl Pool {
-    /// Builds the pool. Counters are found by name, so they survive; so do the backends of `old`, the pool it replaces, that
-    /// have the same name and address: their health, their live connections, their ejection and their slow start.
+    /// Builds the pool. Counters are found by name, so they survive; so do the backends of `old`, the pool it is to replace,
+    /// that have the same name, address and check: their health, their live connections, their ejection and their slow
+    /// start. Nothing of `old` changes until `adopt`: the configuration may still be refused.
     pub fn new(
         config: &config::Pool,
         hash_key: &[u8; 16],
@@ -90,21 +90,28 @@ impl Pool {
         let tier = |role| {
             let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
             let backends = members.iter().map(|member| {
-                if let Some(known) = old.and_then(|old| old.known(member)) {
-                    known.reconfigure(member);
-                    if config.check.is_none() {
-                        known.set_health(Health::Up, now);
-                    }
+                let known = old.and_then(|old| old.known(member));
+                if let Some((known, old)) = known.zip(old)
+                    && old.check == config.check
+                {
                     return Arc::clone(known);
                 }
+                // What another check found means nothing; what the operator wants still does.
                 let health = if config.check.is_some() { Health::Unknown } else { Health::Up };
                 let backend = Backend::new(member, health, registry.backend(&config.name, &member.name));
-                if old.is_some() {
+                backend.set_draining(known.is_some_and(|known| known.is_draining()));
+                if old.is_some() && known.is_none_or(|known| known.health() != Health::Up) {
                     backend.join(now);
                 }
                 Arc::new(backend)
             });
-            Tier::new(backends.collect(), config.balance, hash_key)
+            Tier::new(
+                backends.collect(),
+                members.iter().map(|member| old.map_or(member.weight, |old| old.weight_after(member))).collect(),
+                members.iter().map(|member| member.weight).collect(),
+                members.iter().map(|member| member.max_connections).collect(),
+                Policy { balance: config.balance, hash_key },
+            )
         };
         let backups = u32::from(config.backends.iter().any(|backend| backend.role == config::Role::Backup));
         Self {
@@ -128,15 +135,25 @@ impl Pool {
             },
             queue: old.map(|old| Arc::clone(&old.queue)).unwrap_or_default(),
             has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
-            ticket: AtomicU64::new(0),
             ejecting: Mutex::default(),
-            all_down: AtomicBool::new(false),
+            check: config.check.clone(),
+            told: Mutex::new(old.map(Self::told).unwrap_or_default()),
         }
+    }
+
+    /// Puts in force what this configuration says of the backends it shares with the one before: called once, when it has
+    /// taken its place. What changed is to be told.
+    pub fn adopt(&self, now: Moment) -> Option<Mode> {
+        for tier in [&self.active, &self.backup] {
+            tier.backends.iter().zip(&tier.caps).for_each(|(backend, cap)| backend.set_cap(*cap));
+        }
+        self.serve_waiting(now);
+        self.news()
     }
 
     /// Begins the search for one client. `random` is 64 fresh bits.
     pub fn search(&self, source: IpAddr, random: u64) -> Search {
-        let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
+        let ticket = self.queue.ticket();
         Search::new(Request { source, ticket, random }, self.retries.saturating_add(1))
     }
 
@@ -145,34 +162,27 @@ impl Pool {
         self.active.backends.iter().chain(&self.backup.backends)
     }
 
-    pub fn active(&self) -> &[Arc<Backend>] {
-        &self.active.backends
+    /// Every backend with its share of the traffic, active ones first.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Backend>, u16)> {
+        self.active.members().chain(self.backup.members())
     }
 
-    pub fn backup(&self) -> &[Arc<Backend>] {
-        &self.backup.backends
-    }
-
-    /// Gives a backend another weight than the configuration does, until the configuration gives it a new one.
-    pub fn set_weight(&self, backend: &Backend, weight: u16) {
-        backend.set_weight(weight);
-        for tier in [&self.active, &self.backup].into_iter().filter(|tier| tier.has(backend)) {
-            tier.weigh(self.balance, &self.hash_key);
+    /// The active backends, or the backups, each with its weight and the one that the configuration has for it.
+    pub fn shares(&self, role: config::Role) -> impl Iterator<Item = (&Arc<Backend>, u16, u16)> {
+        match role {
+            config::Role::Active => self.active.shares(),
+            config::Role::Backup => self.backup.shares(),
         }
     }
 
-    /// What a check found. Tells when every backend has gone down (`Some(true)`), and when that is over (`Some(false)`):
-    /// each once.
-    pub fn set_health(&self, backend: &Backend, health: Health, now: Moment) -> Option<bool> {
-        backend.set_health(health, now);
+    /// Gives a backend another weight, until the configuration has a new one. When that changes where connections go, it is
+    /// to be told.
+    pub fn set_weight(&self, backend: &Backend, weight: u16, now: Moment) -> Option<Mode> {
+        for tier in [&self.active, &self.backup] {
+            tier.set_weight(backend, weight, Policy { balance: self.balance, hash_key: &self.hash_key });
+        }
         self.serve_waiting(now);
-        let all_down = self.backends().all(|backend| backend.health() == Health::Down);
-        (self.all_down.swap(all_down, Ordering::Relaxed) != all_down).then_some(all_down)
-    }
-
-    /// Whether connections go to backends that are down when all are.
-    pub fn fails_open(&self) -> bool {
-        self.rules.on_all_down == OnAllDown::Open
+        self.news()
     }
 
     /// A connect of real traffic failed through no fault of this host. True if that ejects the backend.
@@ -193,24 +203,19 @@ impl Pool {
         true
     }
 
-    /// A connect of real traffic succeeded.
-    pub fn connect_succeeded(&self, backend: &Backend) {
-        backend.note_success();
+    /// A connect of real traffic succeeded. True if that shows that an ejection is over.
+    pub fn connect_succeeded(&self, backend: &Backend, now: Moment) -> bool {
+        backend.note_success(now)
+    }
+
+    /// The weight of a backend under the next configuration: an operator's holds while the written one stays the same.
+    fn weight_after(&self, member: &config::Backend) -> u16 {
+        let mut shares = self.active.shares().chain(self.backup.shares());
+        let share = shares.find(|(known, ..)| *known.name == *member.name && known.address == member.address);
+        share.filter(|(.., written)| *written == member.weight).map_or(member.weight, |(_, weight, _)| weight)
     }
 
     fn known(&self, member: &config::Backend) -> Option<&Arc<Backend>> {
         self.backends().find(|backend| *backend.name == *member.name && backend.address == member.address)
-    }
-
-    /// Whether no backend that takes connections is up.
-    fn has_nothing_up(&self) -> bool {
-        !self.backends().any(|backend| backend.health() == Health::Up && !backend.is_draining() && backend.weight() > 0)
-    }
-
-    /// Whether so few active backends are up that the checks are more likely wrong than they are.
-    fn panics(&self) -> bool {
-        let threshold = usize::from(self.rules.panic_threshold);
-        let up = || self.active.backends.iter().filter(|backend| backend.health() == Health::Up).count();
-        threshold > 0 && up() * 100 < threshold * self.active.backends.len()
     }
 }

@@ -1,9 +1,9 @@
 //! One connection's way through a pool.
 
 use super::{
-    Pool,
+    Mode, Pool,
     lease::Lease,
-    tier::{Demand, Look, Tier},
+    tier::{Demand, Look},
 };
 use crate::{
     backend::{Backend, Id},
@@ -36,6 +36,11 @@ impl Search {
         Self { request, left: [attempts; 2], tried: Vec::new() }
     }
 
+    /// Its place in the order of coming.
+    pub fn ticket(&self) -> u64 {
+        self.request.ticket
+    }
+
     /// Whether some backend did not work out.
     pub fn has_failed(&self) -> bool {
         !self.tried.is_empty()
@@ -61,17 +66,16 @@ impl Pool {
     }
 
     pub(super) fn pick_past_queue(&self, search: &mut Search, now: Moment) -> Pick {
-        let demands: &[Demand] = if self.panics() { &[Demand::Any] } else { &[Demand::Good, Demand::Up, Demand::Any] };
-        for &demand in demands {
-            if demand == Demand::Any && demands.len() > 1 && !(self.fails_open() && self.has_nothing_up()) {
-                break;
-            }
+        if self.panics() {
+            return self.pick_with(Demand::Any, search, now);
+        }
+        for demand in [Demand::Good, Demand::Up] {
             match self.pick_with(demand, search, now) {
                 Pick::Nothing => {}
                 found => return found,
             }
         }
-        Pick::Nothing
+        if self.mode() == Mode::Open { self.pick_with(Demand::Any, search, now) } else { Pick::Nothing }
     }
 
     fn pick_with(&self, demand: Demand, search: &mut Search, now: Moment) -> Pick {
@@ -91,11 +95,5 @@ impl Pool {
             }
         }
         Pick::Nothing
-    }
-}
-
-impl Tier {
-    pub(super) fn has(&self, backend: &Backend) -> bool {
-        self.backends.iter().any(|own| own.id == backend.id)
     }
 }

@@ -1,6 +1,13 @@
 //! The backends of one role, and which of them may be picked.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 
@@ -15,8 +22,21 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Tier {
     pub(super) backends: Vec<Arc<Backend>>,
-    /// For the weights as they are; an operator may change them.
+    /// Shares of the traffic, in the order of the backends; 0 takes no new connections. An operator may change them.
+    weights: Vec<AtomicU16>,
+    /// As the configuration has them.
+    pub(super) written: Vec<u16>,
+    /// Most connections of each, from when this pool is in force.
+    pub(super) caps: Vec<Option<NonZeroU32>>,
+    /// For the weights as they are.
     picker: ArcSwap<Picker>,
+}
+
+/// By what a picker chooses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Policy<'a> {
+    pub(super) balance: Balance,
+    pub(super) hash_key: &'a [u8; 16],
 }
 
 /// What is asked of a backend, less and less.
@@ -42,26 +62,68 @@ pub(super) struct Look<'a> {
 }
 
 impl Tier {
-    pub(super) fn new(backends: Vec<Arc<Backend>>, balance: Balance, hash_key: &[u8; 16]) -> Self {
-        let picker = ArcSwap::from_pointee(picker(&backends, balance, hash_key));
-        Self { backends, picker }
+    /// `weights` may differ from what is `written`.
+    pub(super) fn new(
+        backends: Vec<Arc<Backend>>,
+        weights: Vec<u16>,
+        written: Vec<u16>,
+        caps: Vec<Option<NonZeroU32>>,
+        policy: Policy<'_>,
+    ) -> Self {
+        let weights = weights.into_iter().map(AtomicU16::new).collect();
+        let picker = ArcSwap::from_pointee(Picker::build(policy.balance, &[], policy.hash_key));
+        let tier = Self { backends, weights, written, caps, picker };
+        tier.weigh(policy);
+        tier
     }
 
-    /// Follows weights that have changed.
-    pub(super) fn weigh(&self, balance: Balance, hash_key: &[u8; 16]) {
-        self.picker.store(Arc::new(picker(&self.backends, balance, hash_key)));
+    /// Every backend with its weight.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&Arc<Backend>, u16)> {
+        self.backends.iter().zip(self.weights.iter().map(|weight| weight.load(Ordering::Relaxed)))
+    }
+
+    /// Every backend with its weight and the one that the configuration has for it.
+    pub(super) fn shares(&self) -> impl Iterator<Item = (&Arc<Backend>, u16, u16)> {
+        self.members().zip(&self.written).map(|((backend, weight), written)| (backend, weight, *written))
+    }
+
+    /// Gives a backend another weight; nothing happens if it is none of these.
+    pub(super) fn set_weight(&self, backend: &Backend, weight: u16, policy: Policy<'_>) {
+        let mut members = self.backends.iter().zip(&self.weights);
+        if let Some((_, own)) = members.find(|(own, _)| own.id == backend.id) {
+            own.store(weight, Ordering::Relaxed);
+            self.weigh(policy);
+        }
+    }
+
+    fn weigh(&self, Policy { balance, hash_key }: Policy<'_>) {
+        let members = self.members().map(|(backend, weight)| Member { name: &backend.name, weight });
+        self.picker.store(Arc::new(Picker::build(balance, &members.collect::<Vec<_>>(), hash_key)));
+    }
+
+    /// Those that take new connections when they are well.
+    pub(super) fn takers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.members().filter(|(backend, weight)| *weight > 0 && !backend.is_draining()).map(|(backend, _)| backend)
+    }
+
+    pub(super) fn has(&self, backend: &Backend) -> bool {
+        self.backends.iter().any(|own| own.id == backend.id)
     }
 
     pub(super) fn pick(&self, look: &Look<'_>, queue: Option<&Arc<Queue>>) -> Pick {
         loop {
             let Some(backend) = self.choose(look) else {
-                let full = self.backends.iter().any(|b| b.cap() > 0 && b.weight() > 0 && look.allows(b));
+                let full = self.members().any(|(b, weight)| b.cap() > 0 && weight > 0 && look.allows(b));
                 return if full { Pick::Full } else { Pick::Nothing };
             };
             // Without a lease, somebody took its last place meanwhile.
-            if let Some(lease) = Lease::on(backend, queue) {
+            let Some(lease) = Lease::on(backend, queue) else { continue };
+            // If it went down after the look and before the lease, the lease does not know and nobody would end what is
+            // dialled now (traps B8). After the lease, the lease knows.
+            if look.allows(backend) {
                 return Pick::Lease(lease);
             }
+            lease.give_up();
         }
     }
 
@@ -79,12 +141,6 @@ impl Tier {
         let index = picker.pick(look.request, load, eligible);
         index.or_else(|| picker.pick(look.request, load, possible)).and_then(at)
     }
-}
-
-fn picker(backends: &[Arc<Backend>], balance: Balance, hash_key: &[u8; 16]) -> Picker {
-    let members = backends.iter().map(|backend| Member { name: &backend.name, weight: backend.weight() });
-    let members: Vec<_> = members.collect();
-    Picker::build(balance, &members, hash_key)
 }
 
 impl Look<'_> {

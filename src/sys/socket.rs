@@ -241,6 +241,16 @@ impl Socket {
         Ok(usize::try_from(bytes).unwrap_or(0))
     }
 
+    /// Whether something waits in the kernel because the peer's host takes no more now (`SIOCOUTQNSD`): its reader is behind.
+    #[expect(unsafe_code, reason = "rustix has no name for SIOCOUTQNSD")]
+    pub fn has_unsent(&self) -> bool {
+        use rustix::ioctl::{Getter, ioctl};
+        const SIOCOUTQNSD: rustix::ioctl::Opcode = 0x894b;
+        // SAFETY: SIOCOUTQNSD writes one C int, which is what the getter makes room for.
+        let bytes = unsafe { ioctl(&self.fd, Getter::<SIOCOUTQNSD, std::ffi::c_int>::new()) };
+        bytes.is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Whether the peer has reset the connection, so that it will never confirm anything again.
     pub fn is_reset(&self) -> bool {
         let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];

@@ -2,6 +2,7 @@
 
 pub mod acceptor;
 pub mod certificates;
+pub mod client;
 pub mod pem;
 pub mod record;
 pub mod unbuffered;

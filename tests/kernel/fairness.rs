@@ -134,7 +134,8 @@ fn a7_connections_spread_over_the_workers() {
     let _turn = turn();
     raise_descriptor_limit();
     let backend = Backend::echo();
-    let gate = Gate::start(&[tcp(""), pool("", &[backend.address])].concat());
+    let toml = [tcp(""), pool("", &[backend.address])].concat();
+    let gate = Gate::plan(&toml).variant(Variant::AUTO).start();
     let mut clients = Vec::new();
     let mut fullest = 0.0;
     for total in [20, 100, 300, 1000] {

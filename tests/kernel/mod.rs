@@ -79,11 +79,21 @@ impl Receiver {
         Self { tag: Tag::new(id), received: 0 }
     }
 
+    /// One for each client.
+    fn of(pairs: &[Pair]) -> Vec<Self> {
+        (0..pairs.len()).map(|id| Self::new(id as u64)).collect()
+    }
+
     /// Receives what is there now; true at the end of the stream.
     fn pull(&mut self, stream: &mut dyn Stream) -> bool {
-        let mut buffer = [0; 16 << 10];
+        self.pull_some(stream, u64::MAX)
+    }
+
+    /// As [`Self::pull`], and stops after about `most` bytes.
+    fn pull_some(&mut self, stream: &mut dyn Stream, most: u64) -> bool {
+        let (before, mut buffer) = (self.received, [0; 16 << 10]);
         stream.socket().set_nonblocking(true).unwrap();
-        loop {
+        while self.received - before < most {
             match stream.read(&mut buffer) {
                 Ok(0) => return true,
                 Ok(count) => {
@@ -101,7 +111,11 @@ impl Receiver {
 
 /// Every client reads, all at the same time, until each has what was sent to it, and then to the end.
 fn drain(pairs: &mut [Pair], senders: &[Sender]) {
-    let mut receivers: Vec<_> = (0..pairs.len()).map(|id| Receiver::new(id as u64)).collect();
+    drain_from(pairs, senders, Receiver::of(pairs));
+}
+
+/// As [`drain`], for clients that have read something before.
+fn drain_from(pairs: &mut [Pair], senders: &[Sender], mut receivers: Vec<Receiver>) {
     wait_until(LATE, "every byte that was sent", || {
         let each = pairs.iter_mut().zip(&mut receivers).zip(senders);
         each.map(|(((client, _), receiver), sender)| {

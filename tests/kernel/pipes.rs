@@ -17,9 +17,7 @@ use super::{Sender, drain, pipes_in_use, turn};
 use crate::support::{
     LATE, Process, SOON, Stand, Variant,
     backend::answer_id,
-    client,
-    programs::require,
-    raise_descriptor_limit,
+    client, raise_descriptor_limit,
     tags::{self, End},
     wait_until,
 };
@@ -124,14 +122,7 @@ fn r10_a_user_without_privileges_gets_no_small_pipe() {
     const CONNECTIONS: usize = 600;
     let _turn = turn();
     raise_descriptor_limit();
-    // Without privileges of our own there are none to give up.
-    let setpriv = if rustix::process::geteuid().is_root() {
-        let Some(setpriv) = require("setpriv") else { return };
-        Some(setpriv)
-    } else {
-        None
-    };
-    let stand = Stand::with(Variant::SPLICE, true, |plan| plan.start_unprivileged(setpriv.as_deref()));
+    let stand = Stand::in_small_segments(Variant { unprivileged: true, ..Variant::SPLICE });
     let mut pairs: Vec<_> = (0..CONNECTIONS).map(|_| stand.join("tcp")).collect();
     let mut senders = Sender::of(&pairs);
     wait_until(LATE, "a full path everywhere", || senders.iter_mut().map(Sender::push).sum::<u64>() == 0);

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::support::{
     Backend, Gate, Process, SOON,
+    backend::Refusing,
     client::{self, ask, connect, connect_from, connect_tls},
     gate::{backend, https, tcp, word},
     process::Ended,
@@ -161,6 +162,22 @@ fn many_connections_answer_at_once() {
     assert_eq!(json(&gate, &["kill", "--backend", "web"])["ended"], CONNECTIONS as u64 - on_a.as_u64().unwrap());
     gate.wait_outcome("killed", CONNECTIONS as u64);
     drop(held);
+    gate.finish();
+}
+
+#[test]
+fn a_backend_that_is_down_says_why() {
+    let (up, down) = (Backend::named("a"), Refusing::new());
+    let check = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\", timeout = \"1s\" }\n";
+    let toml = tcp("") + check + &backend("a", up.address, "") + &backend("b", down.address, "role = \"backup\"");
+    let gate = Gate::plan(&toml).admin("socket = \"admin.sock\"").start();
+    wait_until(SOON, "a verdict", || json(&gate, &["status"])["pools"][0]["backends"][1]["state"] == "down");
+    let pool = json(&gate, &["status"])["pools"][0].clone();
+    assert_eq!((&pool["mode"], &pool["serving"]), (&"active-passive".into(), &"active".into()));
+    let backend = &pool["backends"][1];
+    assert!(word(backend, "reason").contains("refused") && word(backend, "check").starts_with("tcp 127"), "{backend}");
+    assert!(word(backend, "since").ends_with('Z'), "{backend}");
+    assert!(text(&gate, &["status"]).contains("down (backup)"));
     gate.finish();
 }
 

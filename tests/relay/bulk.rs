@@ -104,7 +104,7 @@ fn tls_transfer(variant: Variant, pause: Option<Duration>) {
 
 #[test]
 fn t8_100_mib_each_way_through_tls() {
-    tls_transfer(Variant::AUTO, None);
+    tls_transfer(Variant::chosen(), None);
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn a_backend_resets_a_busy_client(variant: Variant, listener: &str) {
 
 #[test]
 fn r7_a_backends_reset_is_a_reset_for_a_client_that_uploads() {
-    a_backend_resets_a_busy_client(Variant::AUTO, "tcp");
+    a_backend_resets_a_busy_client(Variant::chosen(), "tcp");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn r7_a_backends_reset_is_a_reset_for_a_client_that_uploads_by_copy() {
 
 #[test]
 fn r7_a_backends_reset_is_no_close_notify_for_a_client_that_uploads() {
-    a_backend_resets_a_busy_client(Variant::AUTO, "https");
+    a_backend_resets_a_busy_client(Variant::chosen(), "https");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn clients_reset_with_a_parked_upload(variant: Variant, listener: &str) {
 
 #[test]
 fn r7_a_clients_reset_is_a_reset_while_its_upload_is_parked() {
-    clients_reset_with_a_parked_upload(Variant::AUTO, "tcp");
+    clients_reset_with_a_parked_upload(Variant::chosen(), "tcp");
 }
 
 #[test]
@@ -139,13 +139,13 @@ fn r7_a_clients_reset_is_a_reset_while_its_upload_is_parked_by_copy() {
 
 #[test]
 fn r7_a_clients_reset_is_a_reset_while_its_upload_is_parked_behind_tls() {
-    clients_reset_with_a_parked_upload(Variant::AUTO, "https");
+    clients_reset_with_a_parked_upload(Variant::chosen(), "https");
 }
 
 #[test]
 fn r7_a_tls_client_that_resets_a_download_is_recorded_as_that() {
     let backend = Backend::start(|mut stream, _| drop(tags::send(&mut stream, 5, ENDLESS)));
-    let gate = gate(Variant::AUTO, &backend);
+    let gate = gate(Variant::chosen(), &backend);
     for number in 0..2 * TIMES {
         let mut client = client::connect_tls(gate.address("https"));
         tags::receive(&mut client, 5, 5 * SENT, None).assert_is(5 * SENT, tags::hash(5, 5 * SENT), End::Complete);
@@ -172,7 +172,7 @@ impl Cut {
         let cuts = [
             ("max_age = \"1s\"", "max_age", Variant::SPLICE),
             ("idle = \"1s\"", "idle_timeout", Variant::COPY),
-            ("half_closed = \"1s\"", "half_closed_timeout", Variant::AUTO),
+            ("half_closed = \"1s\"", "half_closed_timeout", Variant::chosen()),
         ];
         cuts.into_iter().flat_map(|(timeouts, outcome, variant)| {
             PLAIN_AND_TLS.map(|listener| Self { timeouts, outcome, listener, variant })

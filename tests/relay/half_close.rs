@@ -42,7 +42,7 @@ fn the_client_ends_first(variant: Variant) {
 
 #[test]
 fn r2_r5_a_clients_end_comes_after_its_bytes_and_the_answer_is_whole() {
-    the_client_ends_first(Variant::AUTO);
+    the_client_ends_first(Variant::chosen());
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn the_backend_ends_first(variant: Variant) {
 
 #[test]
 fn r2_r5_a_backends_end_comes_after_its_bytes_and_the_client_may_still_write() {
-    the_backend_ends_first(Variant::AUTO);
+    the_backend_ends_first(Variant::chosen());
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn r5_an_answer_that_takes_its_time_is_not_cut() {
         thread::sleep(Duration::from_millis(700));
         let _ = std::io::Write::write_all(&mut stream, &question);
     });
-    let gate = gate(Variant::AUTO, &backend);
+    let gate = gate(Variant::chosen(), &backend);
     for listener in PLAIN_AND_TLS {
         let mut client = client::open(&gate, listener);
         client.write_all(b"take your time").unwrap();

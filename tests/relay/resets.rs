@@ -41,7 +41,7 @@ fn a_backend_resets(variant: Variant) {
 
 #[test]
 fn r7_a_backends_reset_comes_after_what_it_sent() {
-    a_backend_resets(Variant::AUTO);
+    a_backend_resets(Variant::chosen());
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn r7_a_reset_of_a_quiet_backend_is_a_reset() {
         let _ = stream.read_exact(&mut [0]); // the client has everything
         client::reset_on_close(stream);
     });
-    let gate = gate(Variant::AUTO, &backend);
+    let gate = gate(Variant::chosen(), &backend);
     for listener in PLAIN_AND_TLS {
         let mut client = client::open(&gate, listener);
         tags::receive(&mut client, 3, SENT, None).assert_is(SENT, tags::hash(3, SENT), End::Complete);
@@ -91,7 +91,7 @@ fn a_client_resets(variant: Variant) {
 
 #[test]
 fn r7_a_clients_reset_comes_after_what_it_sent() {
-    a_client_resets(Variant::AUTO);
+    a_client_resets(Variant::chosen());
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn r6_an_answer_before_the_end_of_the_request_arrives() {
         let _ = stream.shutdown(Shutdown::Write);
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
-    let gate = gate(Variant::AUTO, &backend);
+    let gate = gate(Variant::chosen(), &backend);
     for listener in PLAIN_AND_TLS {
         let mut client = client::open(&gate, listener);
         tags::send(&mut client, 1, 2 << 20).unwrap();
@@ -146,7 +146,7 @@ fn r6_an_answer_before_the_end_of_the_request_arrives() {
 #[test]
 fn connections_end_with_the_process_and_are_recorded() {
     let backend = Backend::echo();
-    let mut gate: Gate = gate(Variant::AUTO, &backend);
+    let mut gate: Gate = gate(Variant::chosen(), &backend);
     let mut clients: Vec<_> = PLAIN_AND_TLS.iter().map(|listener| client::open(&gate, listener)).collect();
     for client in &mut clients {
         client::exchange(client, b"alive");

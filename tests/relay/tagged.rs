@@ -64,7 +64,7 @@ fn many_connections(variant: Variant) {
 
 #[test]
 fn many_connections_keep_their_bytes() {
-    many_connections(Variant::AUTO);
+    many_connections(Variant::chosen());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn two_pools(tagged: SocketAddr, stuck: SocketAddr) -> String {
 
 #[test]
 fn r15_a_backend_that_speaks_first_is_heard() {
-    for variant in Variant::ALL {
+    for variant in Variant::all() {
         let backend = Backend::greeting(b"5.5.5-10.11.6-MariaDB");
         let gate = gate(variant, &backend);
         for listener in PLAIN_AND_TLS {

@@ -122,7 +122,7 @@ fn r16_a_listeners_timeout_wins_over_the_general_one() {
 #[test]
 fn no_timeout_fires_on_its_own() {
     let backend = Backend::echo();
-    let gate = plan(Variant::AUTO, &backend).start();
+    let gate = plan(Variant::chosen(), &backend).start();
     for listener in PLAIN_AND_TLS {
         let mut client = client::open(&gate, listener);
         client::exchange(&mut client, b"hello");

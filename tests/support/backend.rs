@@ -74,7 +74,11 @@ impl Backend {
 
     /// Says these bytes first, then echoes.
     pub fn greeting(bytes: &'static [u8]) -> Self {
-        Self::start(move |mut stream, _| {
+        Self::greeting_on("127.0.0.1:0".parse().unwrap(), bytes)
+    }
+
+    pub fn greeting_on(address: SocketAddr, bytes: &'static [u8]) -> Self {
+        Self::start_on(address, move |mut stream, _| {
             if stream.write_all(bytes).is_ok() {
                 echo(stream);
             }

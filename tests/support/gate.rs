@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Authority, Metrics, Process, SOON, Variant, certificates::Leaf, process, wait_for, wait_until};
+use super::{Authority, Metrics, Process, SOON, Variant, certificates::Leaf, process, programs, wait_for, wait_until};
 
 static FOOBAR: LazyLock<Leaf> = LazyLock::new(|| Authority::leaf(&["foobar.com", "www.foobar.com", "localhost"]));
 
@@ -23,6 +23,7 @@ pub struct Plan {
     global: String,
     admin: String,
     deadline: Duration,
+    checks: bool,
 }
 
 impl Plan {
@@ -40,6 +41,12 @@ impl Plan {
     /// A line of `[admin]`.
     pub fn admin(mut self, line: &str) -> Self {
         self.admin.extend([line, "\n"]);
+        self
+    }
+
+    /// Backends are checked as the configuration says. Otherwise they are not, so that tests can count their connections.
+    pub fn checked(mut self) -> Self {
+        self.checks = true;
         self
     }
 
@@ -68,12 +75,12 @@ impl Plan {
     /// Writes the configuration; its name is `sluicegate.toml`.
     pub fn write(&self) {
         let Variant { zero_copy, workers, .. } = self.variant;
-        let directory = self.path().to_string_lossy();
+        let toml = self.toml.replace("{dir}", &self.path().to_string_lossy());
         let text = format!(
             "[global]\nworkers = {workers}\nzero_copy = \"{zero_copy}\"\n{}\n[admin]\nbind = \"127.0.0.1:0\"\n{}\n{}",
             self.global,
             self.admin,
-            self.toml.replace("{dir}", &directory)
+            if self.checks { toml } else { without_checks(&toml) }
         );
         std::fs::write(self.path().join("sluicegate.toml"), text).unwrap();
     }
@@ -81,15 +88,17 @@ impl Plan {
     #[track_caller]
     pub fn start(self) -> Gate {
         self.write();
+        // Without privileges of our own there are none to give up.
+        let wanted = self.variant.unprivileged && rustix::process::geteuid().is_root();
+        if let Some(setpriv) = wanted.then(|| programs::require("setpriv")).flatten() {
+            return self.start_as_nobody(&setpriv);
+        }
         let process = Process::start(&self.arguments(), self.path());
         Gate::over(process, self.directory, self.deadline)
     }
 
-    /// Starts it as the user `nobody` by means of setpriv; without setpriv as the user of the test.
     #[track_caller]
-    pub fn start_unprivileged(self, setpriv: Option<&Path>) -> Gate {
-        let Some(setpriv) = setpriv else { return self.start() };
-        self.write();
+    fn start_as_nobody(self, setpriv: &Path) -> Gate {
         let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
         for path in files.chain([self.path().to_owned()]) {
             std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
@@ -133,7 +142,8 @@ impl Gate {
         Authority::write(directory.path(), "foobar.com", &FOOBAR);
         std::fs::write(directory.path().join("ca.pem"), Authority::pem()).unwrap();
         let (global, admin) = (String::new(), String::new());
-        Plan { directory, variant: Variant::AUTO, toml: toml.to_owned(), global, admin, deadline: SOON }
+        let variant = Variant::chosen();
+        Plan { directory, variant, toml: toml.to_owned(), global, admin, deadline: SOON, checks: false }
     }
 
     /// A process that was started in another way.
@@ -283,6 +293,22 @@ impl Drop for Gate {
             self.check();
         }
     }
+}
+
+/// The same configuration with `check = "off"` in every pool that is written as a table.
+fn without_checks(toml: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for line in toml.lines() {
+        let name = line.trim_start_matches('[').strip_prefix("pool.").and_then(|rest| rest.split([']', '.']).next());
+        names.extend(name.filter(|name| line.starts_with('[') && !names.contains(name)));
+    }
+    names.iter().fold(toml.to_owned(), |toml, name| {
+        let header = format!("[pool.{name}]\n");
+        match toml.split_once(&header) {
+            Some((before, after)) => format!("{before}{header}check = \"off\"\n{after}"),
+            None => format!("{toml}\n{header}check = \"off\"\n"),
+        }
+    })
 }
 
 /// Outcomes that happened.

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod client;
 pub mod gate;
 pub mod hello;
+pub mod load;
 pub mod metrics;
 pub mod nginx;
 pub mod process;
@@ -14,6 +15,7 @@ pub mod stand;
 pub mod strace;
 pub mod tags;
 pub mod variant;
+pub mod web;
 
 use std::{
     thread,
@@ -26,11 +28,13 @@ pub use backend::Backend;
 pub use busy::Busy;
 pub use certificates::Authority;
 pub use gate::Gate;
+pub use load::Load;
 pub use metrics::Metrics;
 pub use process::Process;
 pub use stand::Stand;
 pub use strace::Strace;
 pub use variant::Variant;
+pub use web::WebServer;
 
 /// What a test waits at most for anything that should happen at once.
 pub const SOON: Duration = Duration::from_secs(10);

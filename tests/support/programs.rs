@@ -12,8 +12,16 @@ use std::{
 use super::{LATE, wait_for};
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 3] =
-    [("setpriv", "util-linux"), ("systemd-analyze", "systemd"), ("systemd-socket-activate", "systemd")];
+const PACKAGES: [(&str, &str); 8] = [
+    ("ip", "iproute2"),
+    ("mariadb", "mariadb-client"),
+    ("mariadb-install-db", "mariadb-server"),
+    ("mariadbd", "mariadb-server"),
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+    ("systemd-analyze", "systemd"),
+    ("systemd-socket-activate", "systemd"),
+];
 
 /// Where a program is. Missing: a failure in CI, a line to read elsewhere.
 #[track_caller]

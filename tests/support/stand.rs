@@ -7,7 +7,7 @@ use socket2::{SockAddr, SockRef, Socket};
 use super::{
     Gate, Variant,
     client::{self, SMALL_SEGMENT, Stream},
-    gate::{Plan, https, pool, tcp},
+    gate::{https, pool, tcp},
 };
 
 #[derive(Debug)]
@@ -20,17 +20,17 @@ pub struct Stand {
 impl Stand {
     #[track_caller]
     pub fn start(variant: Variant) -> Self {
-        Self::with(variant, false, Plan::start)
+        Self::with(variant, false)
     }
 
     /// Every connection in segments of an Ethernet's size, so that little fits into the buffers on the way.
     #[track_caller]
     pub fn in_small_segments(variant: Variant) -> Self {
-        Self::with(variant, true, Plan::start)
+        Self::with(variant, true)
     }
 
     #[track_caller]
-    pub fn with(variant: Variant, small_segments: bool, start: impl FnOnce(Plan) -> Gate) -> Self {
+    fn with(variant: Variant, small_segments: bool) -> Self {
         let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         if small_segments {
             socket.set_tcp_mss(SMALL_SEGMENT).unwrap();
@@ -39,7 +39,7 @@ impl Stand {
         socket.listen(4096).unwrap();
         let backend = TcpListener::from(socket);
         let toml = [&tcp(""), &https(""), &pool("", &[backend.local_addr().unwrap()]), "[log]\naccess = \"off\"\n"];
-        let gate = start(Gate::plan(&toml.concat()).variant(variant));
+        let gate = Gate::plan(&toml.concat()).variant(variant).start();
         Self { gate, backend, small_segments }
     }
 

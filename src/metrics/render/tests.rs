@@ -137,6 +137,7 @@ fn registry() -> Registry {
     registry.pool("web");
     registry.backend("web", "web-01");
     registry.backend("web", "web-02");
+    registry.checks("web", "web-01");
     registry
 }
 

@@ -83,12 +83,12 @@ impl TlsClient {
         self.socket
     }
 
-    /// Whether records wait for the socket.
     /// Whether it said more than its handshake.
     pub(in crate::relay) fn has_unread(&self) -> bool {
         !self.incoming.is_empty()
     }
 
+    /// Whether records wait for the socket.
     pub(in crate::relay) fn wants_write(&self) -> bool {
         self.sent < self.outgoing.len()
     }

@@ -22,8 +22,10 @@ use crate::{
     tls::record::{Opener, RecordError},
 };
 
-/// Ciphertext of one read from the client while it fills them, and before it has.
+/// Ciphertext of one read from the client: while it fills them, the same for a backend that is behind (traps R14), and
+/// before.
 const LARGE_READ: usize = 224 << 10;
+const MEDIUM_READ: usize = 112 << 10;
 pub(super) const SMALL_READ: usize = 32 << 10;
 
 /// Slices of plaintext that one writev sends.
@@ -86,7 +88,7 @@ impl TlsClient {
                 return Step::Ended(end);
             }
             let mut scratch = resources.scratch.borrow_mut();
-            let Poll::Ready(filled) = self.receive(cx, flow, &mut scratch.raw) else { return Step::Waiting };
+            let Poll::Ready(filled) = self.receive(cx, flow, backend, &mut scratch.raw) else { return Step::Waiting };
             moved += filled.max(1);
             if flow.source_ended.is_some() {
                 continue;
@@ -101,13 +103,16 @@ impl TlsClient {
     }
 
     /// Puts what is parked and one read behind it into `raw`; says how many bytes are there.
-    fn receive(&mut self, cx: &mut Context<'_>, flow: &mut Flow, raw: &mut [u8]) -> Poll<usize> {
+    fn receive(&mut self, cx: &mut Context<'_>, flow: &mut Flow, backend: &Socket, raw: &mut [u8]) -> Poll<usize> {
         let parked = self.incoming.len();
         if let Some(begin) = raw.get_mut(..parked) {
             begin.copy_from_slice(&self.incoming);
         }
         if mem::take(&mut self.unread) {
             return Poll::Ready(parked);
+        }
+        if self.read_length > MEDIUM_READ && backend.has_unsent() {
+            self.read_length = MEDIUM_READ;
         }
         let free = raw.get_mut(parked..parked + self.read_length).unwrap_or_default();
         let result = self.socket.poll_recv(cx, free);

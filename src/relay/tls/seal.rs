@@ -25,6 +25,9 @@ use crate::{
 /// Records of one batch: one while exchanges are small, more when reads fill them.
 const MOST_SLOTS: usize = 15;
 
+/// Records of one batch for a client that is behind: when it stops reading we hold no more than this (traps R14).
+const FEW_SLOTS: usize = 7;
+
 impl TlsClient {
     /// Backend to client: seal.
     pub(in crate::relay) fn advance_down(
@@ -77,6 +80,9 @@ impl TlsClient {
     /// Reads from the backend into slots with room for headers and tags. One slot is a plain recv.
     fn read_slots(&mut self, cx: &mut Context<'_>, backend: &Socket, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let layout = self.sealer.layout();
+        if self.slots > FEW_SLOTS && self.socket.has_unsent() {
+            self.slots = FEW_SLOTS;
+        }
         let room = self.slots * MAX_PLAIN;
         let result = if self.slots == 1 {
             let slot = buffer.get_mut(layout.before..layout.before + MAX_PLAIN).unwrap_or_default();

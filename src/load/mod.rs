@@ -2,6 +2,8 @@
 //!
 //! Nothing is put to work here. Every mistake in every file is found before the first is reported.
 
+mod checks;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -30,6 +32,8 @@ use crate::{
 const LIST_LIMIT: u64 = 256 << 20;
 const PEM_LIMIT: u64 = 1 << 20;
 
+pub use checks::CheckMaterials;
+
 /// A configuration text and where it came from.
 #[derive(Debug, Clone)]
 pub struct Text {
@@ -46,6 +50,8 @@ pub struct Loaded {
     pub listeners: Vec<Materials>,
     /// Networks of each rule by family (IPv4, IPv6), in the order of the rules.
     pub prefixes: Vec<(usize, usize)>,
+    /// In the order of the pools.
+    pub checks: Vec<CheckMaterials>,
 }
 
 /// What one listener needs from files.
@@ -83,6 +89,7 @@ pub fn load(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Vec<Diag
     let (config, mut found) = config::parse(&source.text, base)?;
     let lists = read_lists(&config, &mut found);
     let certificates = read_certificates(&config, provider, &mut found);
+    let checks = checks::read_checks(&config, provider, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
@@ -92,7 +99,7 @@ pub fn load(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Vec<Diag
         return Err(found);
     }
     let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
-    Ok(Loaded { config, warnings: found, listeners, prefixes })
+    Ok(Loaded { config, warnings: found, listeners, prefixes, checks })
 }
 
 /// Every list file once, however many rules name it.

@@ -1,4 +1,14 @@
-use std::{collections::HashSet, num::NonZeroUsize};
+//! Which backend a pool gives, in every state that backends can be in.
+
+mod queue;
+mod simulation;
+mod slow_start;
+
+use std::{
+    collections::HashSet,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use super::*;
 use crate::balance::Balance;
@@ -26,6 +36,11 @@ fn config(roles: &[config::Role]) -> config::Pool {
         max_queued: NonZeroUsize::new(1024).unwrap(),
         panic_threshold: 0,
     }
+}
+
+fn check(fall: u32) -> config::Check {
+    let (every, timeout) = (Duration::from_secs(1), Duration::from_secs(1));
+    config::Check { kind: config::CheckKind::Tcp, every, timeout, rise: 2, fall, address: None, port: None }
 }
 
 fn build(config: &config::Pool) -> Pool {
@@ -109,12 +124,12 @@ fn b6_backups_come_when_no_active_one_is_up_and_leave_again() {
 fn b6_everything_down_is_tried_all_the_same_or_refused_and_told_once() {
     let mut pool = pool(&[Active, Active, Backup]);
     let told: Vec<_> = (0..3).map(|n| pool.set_health(nth(&pool, n), Health::Down, at(0))).collect();
-    assert_eq!(told, [None, None, Some(true)]);
+    assert_eq!(told, [None, None, Some(Mode::Open)]);
     assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(1)), None);
     assert_eq!(all_of_a_search(&pool, at(1)).len(), 3);
     pool.rules.on_all_down = OnAllDown::Close;
     assert_eq!(all_of_a_search(&pool, at(1)).len(), 0);
-    assert_eq!(pool.set_health(nth(&pool, 1), Health::Up, at(2)), Some(false));
+    assert_eq!(pool.set_health(nth(&pool, 1), Health::Up, at(2)), Some(Mode::Checked));
     assert_eq!(all_of_a_search(&pool, at(2)), ["b1"], "what is up has failed, and that is all");
 }
 
@@ -126,8 +141,75 @@ fn b6_below_the_panic_threshold_checks_are_not_believed() {
         pool.set_health(nth(&pool, n), Health::Down, at(0));
     }
     assert_eq!(all_of_a_search(&pool, at(0)).len(), 2, "half are up");
-    pool.set_health(nth(&pool, 2), Health::Down, at(0));
+    assert_eq!(pool.set_health(nth(&pool, 2), Health::Down, at(0)), Some(Mode::Panic));
     assert_eq!(all_of_a_search(&pool, at(0)).len(), 3, "as many as the retries allow");
+    assert_eq!(pool.set_health(nth(&pool, 0), Health::Up, at(1)), Some(Mode::Checked));
+}
+
+#[test]
+fn b6_with_no_active_backend_up_the_panic_threshold_hides_neither_backups_nor_on_all_down() {
+    let mut pool = pool(&[Active, Active, Backup]);
+    pool.rules.panic_threshold = 60;
+    pool.rules.on_all_down = OnAllDown::Close;
+    assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(0)), Some(Mode::Panic));
+    assert_eq!(pool.set_health(nth(&pool, 1), Health::Down, at(0)), Some(Mode::Checked));
+    assert_eq!(all_of_a_search(&pool, at(0)), ["b2"]);
+    assert_eq!(pool.set_health(nth(&pool, 2), Health::Down, at(0)), Some(Mode::Closed));
+    assert_eq!(all_of_a_search(&pool, at(0)).len(), 0);
+}
+
+#[test]
+fn b6_what_is_told_is_what_happens_also_to_backends_that_drain() {
+    let pool = pool(&[Active, Active]);
+    let drain = |index, draining| pool.set_draining(nth(&pool, index), draining, at(0));
+    assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(0)), None);
+    assert_eq!(drain(1, true), Some(Mode::Open), "the only one that is up takes nothing");
+    assert_eq!(all_of_a_search(&pool, at(0)), ["b0"]);
+    assert_eq!(drain(0, true), Some(Mode::Closed), "there is nothing to open to");
+    assert_eq!(all_of_a_search(&pool, at(0)).len(), 0);
+    assert_eq!((drain(0, true), drain(1, false)), (None, Some(Mode::Checked)));
+    assert_eq!(all_of_a_search(&pool, at(0)), ["b1"]);
+}
+
+#[test]
+fn b3_nothing_is_told_before_the_first_verdicts() {
+    let mut config = config(&[Active, Active]);
+    config.check = Some(check(1));
+    let pool = build(&config);
+    assert_eq!(pool.set_health(nth(&pool, 0), Health::Down, at(0)), None, "the other may be up");
+    assert_eq!(pool.set_health(nth(&pool, 1), Health::Up, at(0)), None);
+}
+
+/// One thread takes it down while another picks: either there is no lease, or it knows that it is too old.
+#[test]
+fn b8_a_lease_is_never_newer_than_the_end_of_the_backend_it_was_picked_for() {
+    const ROUNDS: usize = 20_000;
+    let mut config = config(&[Active]);
+    config.on_all_down = OnAllDown::Close;
+    let pool = build(&config);
+    // Even: the checker's turn to prepare, odd: both at once.
+    let (round, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=ROUNDS {
+                while round.load(Ordering::SeqCst) < number {
+                    std::hint::spin_loop();
+                }
+                pool.set_health(nth(&pool, 0), Health::Down, at(0));
+                done.store(number, Ordering::SeqCst);
+            }
+        });
+        for number in 1..=ROUNDS {
+            pool.set_health(nth(&pool, 0), Health::Up, at(0));
+            let mut search = begin(&pool);
+            round.store(number, Ordering::SeqCst);
+            let lease = lease(pool.pick(&mut search, at(0)));
+            while done.load(Ordering::SeqCst) < number {
+                std::hint::spin_loop();
+            }
+            assert!(lease.is_none_or(|lease| lease.is_outdated()), "round {number}");
+        }
+    });
 }
 
 #[test]
@@ -136,7 +218,7 @@ fn b4_failed_connects_in_a_row_eject_at_most_half() {
     let fail =
         |index: usize, times: usize, now| (0..times).filter(|_| pool.connect_failed(nth(&pool, index), now)).count();
     assert_eq!(fail(0, 4, at(0)), 0);
-    pool.connect_succeeded(nth(&pool, 0));
+    pool.connect_succeeded(nth(&pool, 0), at(0));
     assert_eq!(fail(0, 4, at(0)), 0, "only in a row");
     assert_eq!(fail(0, 1, at(0)), 1);
     assert_eq!(fail(0, 20, at(0)), 0, "it is ejected already");
@@ -153,6 +235,16 @@ fn b4_failed_connects_in_a_row_eject_at_most_half() {
 }
 
 #[test]
+fn b4_the_end_of_an_ejection_is_told_once_by_the_first_success() {
+    let pool = pool(&[Active, Active]);
+    assert!((0..5).any(|_| pool.connect_failed(nth(&pool, 0), at(0))));
+    let succeed = |index, now| pool.connect_succeeded(nth(&pool, index), now);
+    assert!(!succeed(0, at(29)), "it was better than none, and is still out");
+    assert!(!succeed(1, at(30)), "it was never out");
+    assert!(succeed(0, at(30)) && !succeed(0, at(31)));
+}
+
+#[test]
 fn l6_an_unchanged_backend_survives_a_new_configuration() {
     let old = pool(&[Active, Active]);
     let held = lease(old.pick(&mut begin(&old), at(0))).unwrap();
@@ -160,13 +252,43 @@ fn l6_an_unchanged_backend_survives_a_new_configuration() {
     let mut config = config(&[Active, Active, Active]);
     config.backends[0].address.set_port(7);
     config.backends[1].weight = 3;
+    config.backends[1].max_connections = NonZeroU32::new(9);
     let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(9));
     assert_eq!(held.backend().name, nth(&old, 0).name);
     assert_eq!((nth(&new, 0).live(), nth(&new, 0).health()), (0, Health::Up));
-    assert_eq!((nth(&new, 1).id, nth(&new, 1).weight()), (nth(&old, 1).id, 3));
+    assert_eq!(nth(&new, 1).id, nth(&old, 1).id);
     assert!(nth(&new, 1).is_ejected(at(9)));
+    assert_eq!(nth(&old, 1).cap(), 0, "the new configuration is not in force yet");
+    assert_eq!(new.adopt(at(9)), None);
+    assert_eq!(nth(&old, 1).cap(), 9);
     let slow = Duration::from_secs(10);
     assert!(nth(&new, 2).warmth(at(9), slow) < u32::MAX, "it is new in a pool that works");
+}
+
+#[test]
+fn l6_a_configuration_that_is_not_adopted_changes_nothing_and_another_check_begins_anew() {
+    let mut config = config(&[Active, Active]);
+    config.check = Some(check(1));
+    let old = build(&config);
+    pool_is(&old, Health::Down);
+    nth(&old, 1).set_draining(true);
+    config.check = None;
+    let refused = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
+    assert_eq!((nth(&old, 0).health(), nth(&refused, 0).health()), (Health::Down, Health::Up));
+    config.check = Some(check(2));
+    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
+    assert_ne!(nth(&new, 0).id, nth(&old, 0).id);
+    assert_eq!((nth(&new, 0).health(), nth(&new, 1).is_draining()), (Health::Unknown, true));
+    // Told already, by the one before.
+    assert_eq!(old.told(), Mode::Open);
+    pool_is(&new, Health::Down);
+    assert_eq!(new.adopt(at(1)), None);
+}
+
+fn pool_is(pool: &Pool, health: Health) {
+    for backend in pool.backends() {
+        pool.set_health(backend, health, at(0));
+    }
 }
 
 #[test]
@@ -175,17 +297,18 @@ fn a_weight_set_by_the_operator_holds_until_the_configuration_has_a_new_one() {
     config.balance = Balance::LeastConn;
     let registry = Registry::new(1);
     let pool = Pool::new(&config, &[0; 16], &registry, None, at(0));
+    let first = |pool: &Pool| pool.shares(Active).next().map(|(_, weight, written)| (weight, written));
     let picks = |pool: &Pool| {
         let picks = (0..100).filter_map(|_| lease(pool.pick(&mut begin(pool), at(0))));
         picks.filter(|lease| &*lease.backend().name == "b0").count()
     };
     assert_eq!(picks(&pool), 50);
-    pool.set_weight(&pool.active()[0], 0);
-    assert_eq!((picks(&pool), pool.active()[0].written_weight()), (0, 1));
+    pool.set_weight(nth(&pool, 0), 0, at(0));
+    assert_eq!((picks(&pool), first(&pool)), (0, Some((0, 1))));
     let unchanged = Pool::new(&config, &[0; 16], &registry, Some(&pool), at(1));
-    assert_eq!((picks(&unchanged), unchanged.active()[0].weight()), (0, 0));
+    assert_eq!((picks(&unchanged), first(&unchanged)), (0, Some((0, 1))));
     config.backends[0].weight = 2;
     let changed = Pool::new(&config, &[0; 16], &registry, Some(&unchanged), at(2));
-    assert_eq!((changed.active()[0].weight(), changed.active()[0].written_weight()), (2, 2));
+    assert_eq!(first(&changed), Some((2, 2)));
     assert!(picks(&changed) > 50);
 }

@@ -1,0 +1,10 @@
+//! Whether backends are well: checks, their verdicts, and who is told.
+//!
+//! [`probe`] asks one backend one question. [`crate::threshold`] turns answers into a state. [`checker`] owns a task for each
+//! backend, on the control runtime: it asks, counts, sets the backend's health and says when that changes.
+
+pub mod checker;
+pub mod pace;
+pub mod probe;
+
+pub use checker::{Checkers, Close, Report, Watch, tell_mode};
