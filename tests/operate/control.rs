@@ -21,7 +21,7 @@ use crate::support::{
 
 /// A listener of each kind in front of the backends `a` and `b`.
 fn two(backends: [&Backend; 2]) -> Gate {
-    let pool = "[pool.web]\ncheck = \"off\"\n";
+    let pool = "[pool.web]\n";
     let [a, b] = backends;
     let text = tcp("") + &https("") + pool + &backend("a", a.address, "") + &backend("b", b.address, "weight = 2");
     Gate::plan(&text).admin("socket = \"admin.sock\"").start()
@@ -170,7 +170,7 @@ fn a_backend_that_is_down_says_why() {
     let (up, down) = (Backend::named("a"), Refusing::new());
     let check = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\", timeout = \"1s\" }\n";
     let toml = tcp("") + check + &backend("a", up.address, "") + &backend("b", down.address, "role = \"backup\"");
-    let gate = Gate::plan(&toml).admin("socket = \"admin.sock\"").start();
+    let gate = Gate::plan(&toml).admin("socket = \"admin.sock\"").checked().start();
     wait_until(SOON, "a verdict", || json(&gate, &["status"])["pools"][0]["backends"][1]["state"] == "down");
     let pool = json(&gate, &["status"])["pools"][0].clone();
     assert_eq!((&pool["mode"], &pool["serving"]), (&"active-passive".into(), &"active".into()));

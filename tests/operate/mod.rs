@@ -10,5 +10,5 @@ use crate::support::gate::{pool, tcp};
 
 /// A plain listener in front of one backend, with this much time to drain.
 fn site(backend: SocketAddr, drain: &str) -> String {
-    format!("{}{}[timeouts]\ndrain = \"{drain}\"\n", tcp(""), pool("check = \"off\"", &[backend]))
+    format!("{}{}[timeouts]\ndrain = \"{drain}\"\n", tcp(""), pool("", &[backend]))
 }

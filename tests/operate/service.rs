@@ -84,5 +84,6 @@ fn a_socket_that_is_passed_is_used() {
 }
 
 fn configuration(backend: &Backend, bind: &str) -> String {
-    site(backend.address, "30s").replace("127.0.0.1:0", bind) + "[admin]\nbind = \"127.0.0.1:0\"\n"
+    site(backend.address, "30s").replace("127.0.0.1:0", bind).replace("[pool.web]", "[pool.web]\ncheck = \"off\"")
+        + "[admin]\nbind = \"127.0.0.1:0\"\n"
 }
