@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::sys::clock::{self, Moment};
 
 /// How late a deadline may be noticed. Looking through ten thousand deadlines takes some ten microseconds.
-pub const TICK: Duration = Duration::from_millis(50);
+pub const TICK: Duration = Duration::from_millis(25);
 
 /// The deadlines of one worker.
 #[derive(Debug)]

@@ -1,15 +1,140 @@
 //! The process's own messages, on stderr. Connections are told in the access log instead.
+//!
+//! Nothing here makes anybody wait (traps O9): a line goes into a bounded queue or is lost and counted.
 
-use std::io;
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
-use tracing::{Subscriber, level_filters::LevelFilter, subscriber::SetGlobalDefaultError};
+use tracing::{Subscriber, level_filters::LevelFilter, warn};
 use tracing_subscriber::fmt::{MakeWriter, fmt};
 
 use crate::config::{LogFormat, LogLevel};
 
+/// Lines that wait for the writer. There are few: this is for a terminal that is held, or a journal that is stopped.
+const QUEUE: usize = 1024;
+/// What a stop waits for a stderr that takes nothing.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between tries at a stderr that somebody made non-blocking.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Keeps the writer; dropped, it has the rest of the queue written and waits for that, at most two seconds.
+#[derive(Debug)]
+#[must_use = "without it the last messages are lost"]
+pub struct Guard {
+    queue: Arc<Queue>,
+    /// Disconnected when the writer is done.
+    done: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where whoever says something leaves it, each line at once.
+#[derive(Debug)]
+struct Queue {
+    /// A line, or nothing: look at `stopping`.
+    lines: SyncSender<Option<Vec<u8>>>,
+    stopping: AtomicBool,
+    lost: AtomicU64,
+}
+
 /// Sends `tracing` events of `level` and above to stderr, from now on and from every thread. Once per process.
-pub fn init_messages(format: LogFormat, level: LogLevel) -> Result<(), SetGlobalDefaultError> {
-    tracing::subscriber::set_global_default(subscriber(format, level, io::stderr))
+pub fn init_messages(format: LogFormat, level: LogLevel) -> io::Result<Guard> {
+    // A descriptor of its own: whoever panics must not wait for the lock of std's while the writer waits for a reader.
+    let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let (subscriber, guard) = start(format, level, stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
+    Ok(guard)
+}
+
+/// Starts the writer, and gives who feeds it.
+fn start(format: LogFormat, level: LogLevel, output: File) -> io::Result<(Box<dyn Subscriber + Send + Sync>, Guard)> {
+    let (sender, lines) = sync_channel(QUEUE);
+    let (finished, done) = sync_channel::<()>(0);
+    let queue = Arc::new(Queue { lines: sender, stopping: AtomicBool::new(false), lost: AtomicU64::new(0) });
+    let shared = Arc::clone(&queue);
+    let thread = thread::Builder::new().name("messages".to_owned()).spawn(move || {
+        let _finished = finished;
+        let output = Arc::new(output);
+        while let Some(line) = shared.next(&lines) {
+            let is_written = write(&output, &line);
+            let lost = shared.lost.swap(0, Ordering::Relaxed) + u64::from(!is_written);
+            if lost > 0 && is_written {
+                // Written here and now, past the queue.
+                let direct = subscriber(format, level, Arc::clone(&output));
+                tracing::subscriber::with_default(direct, || warn!(lost, "messages were lost: stderr took none"));
+            } else {
+                shared.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+    })?;
+    let feeding = subscriber(format, level, Arc::clone(&queue));
+    Ok((feeding, Guard { queue, done, thread: Some(thread) }))
+}
+
+/// Whether the whole line was taken.
+fn write(mut output: &File, line: &[u8]) -> bool {
+    let mut written = 0;
+    while let Some(rest) = line.get(written..).filter(|rest| !rest.is_empty()) {
+        match output.write(rest) {
+            Ok(0) => return false,
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+impl Queue {
+    /// The next line; `None` when there will be none.
+    fn next(&self, lines: &Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
+        loop {
+            let line = match lines.try_recv() {
+                Ok(line) => line,
+                Err(_) if self.stopping.load(Ordering::SeqCst) => return None,
+                Err(_) => lines.recv().ok()?,
+            };
+            if line.is_some() {
+                return line;
+            }
+        }
+    }
+}
+
+/// Takes a whole line with each write. Never waits.
+impl Write for &Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.lines.try_send(Some(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.queue.stopping.store(true, Ordering::SeqCst);
+        // Only to wake it. A queue that is full wakes it too, and it looks at `stopping` when the queue is empty.
+        let _ = self.queue.lines.try_send(None);
+        if self.done.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Disconnected) {
+            // An error is its panic, which was reported when it happened.
+            let _ = self.thread.take().map(JoinHandle::join);
+        }
+    }
 }
 
 /// Without colours anywhere, so that no file or journal ever holds escapes.
@@ -35,33 +160,26 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{
+        io::{Read as _, pipe},
+        os::fd::OwnedFd,
+    };
 
     use serde_json::Value;
 
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Memory(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Memory {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn said(format: LogFormat, level: LogLevel) -> String {
-        let memory = Memory::default();
-        let output = memory.clone();
-        tracing::subscriber::with_default(subscriber(format, level, move || output.clone()), || {
+        let (mut reader, writer) = pipe().unwrap();
+        let (subscriber, guard) = start(format, level, File::from(OwnedFd::from(writer))).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
             tracing::debug!("quiet");
             tracing::warn!(file = "a\u{1b}[31m\nb", "certificate expires");
         });
-        String::from_utf8(memory.0.lock().unwrap().clone()).unwrap()
+        drop(guard);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
     }
 
     #[test]
@@ -75,5 +193,35 @@ mod tests {
         assert_eq!(value.get("target"), None);
         assert_eq!(said(LogFormat::Text, LogLevel::Error), "");
         assert_eq!(said(LogFormat::Json, LogLevel::Debug).lines().count(), 2);
+    }
+
+    #[test]
+    fn o9_a_stderr_that_takes_nothing_makes_nobody_wait_and_what_is_lost_is_told() {
+        const SAID: u64 = 5_000;
+        let (mut reader, writer) = pipe().unwrap();
+        let (subscriber, guard) = start(LogFormat::Json, LogLevel::Info, File::from(OwnedFd::from(writer))).unwrap();
+        let (sender, spoken) = sync_channel(1);
+        let speaker = thread::spawn(move || {
+            tracing::subscriber::with_default(subscriber, || {
+                // More than the pipe and the queue hold.
+                (0..SAID).for_each(|number| warn!(number, "backend is down"));
+            });
+            sender.send(()).unwrap();
+        });
+        // Nobody reads yet.
+        assert_eq!(spoken.recv_timeout(Duration::from_mins(1)), Ok(()), "it waits for a reader");
+        speaker.join().unwrap();
+        let reading = thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        drop(guard);
+        let text = reading.join().unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lost: u64 = lines.iter().filter_map(|line| line["lost"].as_u64()).sum();
+        let written = lines.iter().filter(|line| line["message"] == "backend is down").count() as u64;
+        assert!(lost > 0, "{} lines", lines.len());
+        assert_eq!(written + lost, SAID);
     }
 }

@@ -41,11 +41,19 @@ pub(super) fn serve(
     provider: &Arc<CryptoProvider>,
     started: impl FnOnce(&Gate) -> anyhow::Result<()>,
 ) -> Result<(), Failure> {
-    messages::init_messages(loaded.config.log.format, loaded.config.log.level).context("cannot set messages up")?;
+    let log = &loaded.config.log;
+    let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot take signals over")?;
-        let gate = supervisor::start(loaded, options, provider).await;
+        // The start waits for the first verdicts of checks.
+        let gate = tokio::select! {
+            gate = supervisor::start(loaded, options, provider) => gate,
+            signal = signals.stop() => {
+                info!(signal, "stopping before the start was complete");
+                return Ok(());
+            }
+        };
         let gate = gate.map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;

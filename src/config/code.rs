@@ -51,6 +51,7 @@ pub const POOL_UNUSED: &str = "W001";
 pub const WEIGHT_ZERO: &str = "W002";
 pub const DENIES_EVERYONE: &str = "W003";
 pub const RULE_UNREACHABLE: &str = "W004";
+pub const NO_EFFECT: &str = "W005";
 pub const LIST_LINE: &str = "W100";
 
 /// Every code, in order.
@@ -89,6 +90,7 @@ pub const CODES: &[Code] = &[
     text(WEIGHT_ZERO, "the backend takes no traffic"),
     text(DENIES_EVERYONE, "the firewall denies every client"),
     text(RULE_UNREACHABLE, "an earlier rule always decides first"),
+    text(NO_EFFECT, "what is written has no effect beside something else"),
     files(LIST_LINE, "a line of a list file is used, but not as it is written"),
 ];
 

@@ -10,6 +10,7 @@ pub mod diagnostic;
 mod file;
 mod lines;
 mod lint;
+mod mask;
 mod network;
 mod pool;
 mod read;

@@ -5,17 +5,20 @@ use std::{ops::Range, path::Path};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin as FileOrigin, Padding, Renderer, Snippet};
 
 use super::{
+    code,
     diagnostic::{Diagnostic, Origin, Severity, sorted},
     lines::Lines,
+    mask::without_secrets,
 };
 
 /// A longer line is not shown: a large file of one line must not cost a second per message.
 const LONGEST_LINE: usize = 16 << 10;
 
 /// Every diagnostic, in the order of the text, each with its line and the place underlined. `path` and `text` are those
-/// of the configuration; `styled` adds colours for a terminal.
+/// of the configuration; `styled` adds colours for a terminal. Passwords in the text are hidden.
 pub fn render(diagnostics: &[Diagnostic], path: &Path, text: &str, styled: bool) -> String {
     let renderer = if styled { Renderer::styled() } else { Renderer::plain() };
+    let text = &*without_secrets(text, diagnostics.iter().any(|diagnostic| diagnostic.code == code::SYNTAX));
     let lines = Lines::new(text);
     let path = printable(&path.to_string_lossy());
     let mut out = String::new();

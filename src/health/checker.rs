@@ -3,7 +3,6 @@
 use std::{
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -12,6 +11,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{info, warn};
 
 use super::{
+    attempt::verdict,
     pace::Pace,
     probe::{Failure, Probe, Progress},
 };
@@ -24,12 +24,6 @@ use crate::{
     sys::clock,
     threshold::{Change, Threshold},
 };
-
-/// A verdict later than this was delayed by ourselves: it proves nothing about the backend (traps R18).
-const STALL: Duration = Duration::from_secs(1);
-
-/// How often a running check looks whether we are stalled.
-const TICK: Duration = Duration::from_millis(250);
 
 /// Called with each backend that goes down and whose connections have to end.
 pub type Close = Arc<dyn Fn(&Backend) + Send + Sync>;
@@ -46,6 +40,8 @@ pub struct Watch<'a> {
 #[derive(Debug)]
 pub struct Checkers {
     _tasks: JoinSet<()>,
+    /// Of every backend, also of those that nobody checks: their series stay.
+    _cells: Vec<Arc<PerWorker<CheckCells>>>,
     reports: Vec<Arc<Mutex<Report>>>,
     /// Ends when the last backend has its first verdict.
     first: mpsc::Receiver<()>,
@@ -61,6 +57,8 @@ pub struct Report {
     pub kind: &'static str,
     /// `None` before the first verdict.
     pub last: Option<Result<(), Failure>>,
+    /// Why the last check proved nothing, if it did not: this host or this process was to blame.
+    pub hindrance: Option<Failure>,
     /// When its state last changed.
     pub since: Option<SystemTime>,
 }
@@ -69,16 +67,24 @@ pub struct Report {
 struct Checker {
     pool: Arc<Pool>,
     backend: Arc<Backend>,
-    probe: Probe,
+    probe: Arc<Probe>,
     timeout: Duration,
     pace: Pace,
     threshold: Threshold,
     closes: bool,
     cells: Arc<PerWorker<CheckCells>>,
     report: Arc<Mutex<Report>>,
+    hindrances: Hindrances,
     close: Close,
     /// Dropped with the first verdict.
     first: Option<mpsc::Sender<()>>,
+}
+
+/// Checks in a row that proved nothing.
+#[derive(Debug, Default)]
+struct Hindrances {
+    count: u32,
+    is_told: bool,
 }
 
 impl std::fmt::Debug for Watch<'_> {
@@ -93,20 +99,22 @@ impl Checkers {
         let random = RandomState::new();
         let shift = f64::from(u32::try_from(random.hash_one("shift") >> 32).unwrap_or_default()) / f64::from(u32::MAX);
         let (first_sender, first) = mpsc::channel(1);
-        let (mut tasks, mut reports) = (JoinSet::new(), Vec::new());
+        let (mut tasks, mut reports, mut all_cells) = (JoinSet::new(), Vec::new(), Vec::new());
         let begin = Instant::now();
         let mut number = 0;
         for (pool, config, materials) in &watch.pools {
             for backend in pool.backends() {
                 let cells = watch.registry.checks(&pool.name, &backend.name);
+                all_cells.push(Arc::clone(&cells));
                 let Some(check) = &config.check else { continue };
-                let probe = Probe::new(check, materials, backend.address);
+                let probe = Arc::new(Probe::new(check, materials, backend.address));
                 let report = Arc::new(Mutex::new(Report {
                     pool: Arc::clone(&pool.name),
                     backend: Arc::clone(&backend.name),
                     target: probe.target(),
                     kind: check.kind.as_str(),
                     last: None,
+                    hindrance: None,
                     since: None,
                 }));
                 reports.push(Arc::clone(&report));
@@ -123,6 +131,7 @@ impl Checkers {
                     closes: config.on_down == config::OnDown::Close,
                     cells,
                     report,
+                    hindrances: Hindrances::default(),
                     close: Arc::clone(&watch.close),
                     first: Some(first_sender.clone()),
                 };
@@ -131,7 +140,7 @@ impl Checkers {
                 number += 1;
             }
         }
-        Self { _tasks: tasks, reports, first }
+        Self { _tasks: tasks, _cells: all_cells, reports, first }
     }
 
     /// Waits until every backend has its first verdict, and tells how many have none when the time is over.
@@ -161,39 +170,25 @@ impl Checker {
 
     /// One check, from its first packet to its verdict or the end of its time.
     async fn ask(&self) -> Result<(), Failure> {
-        let progress = Progress::default();
-        let mut probe = pin!(self.probe.ask(&progress));
-        let end = Instant::now() + self.timeout;
-        let mut stalled = false;
-        loop {
-            let tick = end.min(Instant::now() + TICK);
-            let verdict = tokio::time::timeout_at(tick, &mut probe).await;
-            stalled |= tick.elapsed() > STALL;
-            match verdict {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(_)) if stalled => return Err(late()),
-                Ok(Err(failure)) => return Err(failure),
-                Err(_) if Instant::now() < end => {}
-                Err(_) if stalled => return Err(late()),
-                Err(_) => {
-                    let what = if progress.is_connected() { "connected, but no answer" } else { "no answer" };
-                    return Err(Failure::new(CheckResult::Timeout, format!("{what} within {:?}", self.timeout)));
-                }
-            }
-        }
+        let progress = Arc::new(Progress::default());
+        let (probe, told) = (Arc::clone(&self.probe), Arc::clone(&progress));
+        verdict(async move { probe.ask(&told).await }, &progress, self.timeout).await
     }
 
     fn judge(&mut self, verdict: Result<(), Failure>) {
-        let blameless = |failure: &Failure| matches!(failure.result, CheckResult::Local | CheckResult::Stalled);
-        if verdict.as_ref().is_err_and(blameless) {
+        if let Err(failure) = &verdict
+            && failure.is_ours()
+        {
+            self.hinder(failure);
             return;
         }
+        self.unhinder();
         let change = self.threshold.take(verdict.is_ok());
         if let Some(change) = change {
             self.change(change, verdict.as_ref().err());
         }
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.last = Some(verdict);
+        (report.last, report.hindrance) = (Some(verdict), None);
         if change.is_some() {
             report.since = Some(SystemTime::now());
         }
@@ -205,6 +200,10 @@ impl Checker {
         let (Change::First { up } | Change::Turned { up }) = change;
         let health = if up { Health::Up } else { Health::Down };
         let mode = self.pool.set_health(&self.backend, health, clock::coarse());
+        // First of all what clients notice, then the words.
+        if !up && self.closes {
+            (self.close)(&self.backend);
+        }
         // That a backend is well at the start is what everybody expects.
         if change != (Change::First { up: true }) {
             let to = if up { Transition::Up } else { Transition::Down };
@@ -214,8 +213,23 @@ impl Checker {
         if let Some(mode) = mode {
             tell_mode(&self.pool, mode);
         }
-        if !up && self.closes {
-            (self.close)(&self.backend);
+    }
+
+    /// What proves nothing leaves the backend as it is, and that must not go on in silence. One check that was late is
+    /// no news, two are.
+    fn hinder(&mut self, failure: &Failure) {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).hindrance = Some(failure.clone());
+        if self.hindrances.note(failure.result) {
+            let (pool, backend, check) = (&*self.pool.name, &*self.backend.name, self.probe.target());
+            let reason = &*failure.reason;
+            warn!(pool, backend, %check, reason, "backend cannot be checked from here: it stays as it is");
+        }
+    }
+
+    fn unhinder(&mut self) {
+        if std::mem::take(&mut self.hindrances).is_told {
+            let (pool, backend, check) = (&*self.pool.name, &*self.backend.name, self.probe.target());
+            info!(pool, backend, %check, "backend can be checked again");
         }
     }
 
@@ -230,6 +244,16 @@ impl Checker {
     }
 }
 
+impl Hindrances {
+    /// Whether this one is to be told.
+    fn note(&mut self, result: CheckResult) -> bool {
+        self.count = self.count.saturating_add(1);
+        let is_news = !self.is_told && (result != CheckResult::Stalled || self.count > 1);
+        self.is_told |= is_news;
+        is_news
+    }
+}
+
 /// Tells where the connections of a pool go from now on.
 pub fn tell_mode(pool: &Pool, mode: Mode) {
     let (pool, message) = (&*pool.name, mode.message());
@@ -239,6 +263,18 @@ pub fn tell_mode(pool: &Pool, mode: Mode) {
     }
 }
 
-fn late() -> Failure {
-    Failure::new(CheckResult::Stalled, "this process was stopped meanwhile")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a6_checks_that_this_host_spoils_are_told_once() {
+        let told = |results: &[CheckResult]| {
+            let mut hindrances = Hindrances::default();
+            results.iter().map(|result| hindrances.note(*result)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[CheckResult::Local; 3]), [true, false, false]);
+        assert_eq!(told(&[CheckResult::Stalled; 3]), [false, true, false]);
+        assert_eq!(told(&[CheckResult::Stalled, CheckResult::Local, CheckResult::Stalled]), [false, true, false]);
+    }
 }

@@ -51,6 +51,38 @@ fn each_mistake_is_told_as_written_down() {
 }
 
 #[test]
+fn o6_an_inline_password_is_in_no_diagnostic() {
+    let file = |check: &str| {
+        format!(
+            "[listener.a]\nbind = \"0.0.0.0:1\"\npool = \"p\"\n[pool.p]\nbackends = \"192.0.2.1:80\"\n\
+             check = {{ type = \"mysql\", {check} }}\n"
+        )
+    };
+    for check in [
+        "user = \"u\", password = \"hunter2\", evry = \"1s\"",
+        "user = \"u\", pasword = \"hunter2\"",
+        "password = \"hunter2\"",
+        "user = 1, \"password\" = 'hunter2'",
+        "user = \"u\", password = hunter2",
+        "user = \"u\", password = [\"hunter2\"]",
+        "user = \"u\", password = { value = \"hunter2\" }",
+        "user = \"u\", password = \"hunter2",
+        "user = \"u\", password = \"a\"hunter2\"",
+        "user = \"u\", password: \"hunter2\"",
+        "user = \"u\", password \"hunter2\"",
+        "user = \"u\", password = \"x\", password = \"hunter2\"",
+        "user = \"u\", password = \"\\qhunter2\"",
+    ] {
+        let text = file(check);
+        let found = diagnostics(&text);
+        assert!(!found.is_empty(), "{check}");
+        let told = render(&found, Path::new("sluicegate.toml"), &text, true);
+        let json = to_json(&found, Path::new("sluicegate.toml"), &text).to_string();
+        assert!(!told.contains("hunter2") && !json.contains("hunter2"), "{check}\n{told}\n{json}");
+    }
+}
+
+#[test]
 fn each_code_of_the_text_has_a_case() {
     let told: BTreeSet<_> = toml_files("tests/diagnostics/cases")
         .iter()

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use super::{backends, full, is_up, transitions};
 use crate::support::{
@@ -167,6 +167,33 @@ fn b5_a_flapping_backend_takes_no_client_with_it() {
     assert!(u128::from(up + down) <= windows, "{up} + {down} transitions, {windows} windows");
     assert!(up.abs_diff(down) <= 1, "{up} and {down}");
     drop(flapping);
+    gate.finish();
+}
+
+#[test]
+fn a6_a_check_that_this_host_cannot_ask_is_told_once_and_changes_nothing() {
+    let backend = Backend::stall();
+    let check = "[pool.web]\ncheck = { type = \"tcp\", every = \"50ms\", fall = 1 }\n";
+    let gate = Gate::plan(&(tcp("") + check + &backends(&[backend.address]))).checked().start();
+    let pid = rustix::process::Pid::from_raw(gate.process.pid().cast_signed());
+    let limit = |current| {
+        let own = getrlimit(Resource::Nofile);
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum: own.maximum }).unwrap()
+    };
+    let told = |text: &str| gate.process.messages().iter().filter(|message| message["message"] == text).count();
+    let (begin, end) = ("backend cannot be checked from here: it stays as it is", "backend can be checked again");
+    // No descriptor is free any more.
+    let before = limit(Some(1));
+    wait_until(SOON, "a line that says so", || told(begin) > 0);
+    let accepted = backend.accepted();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(backend.accepted(), accepted, "checks go on");
+    limit(before.current);
+    wait_until(SOON, "a line that says it is over", || told(end) > 0);
+    assert_eq!((told(begin), told(end)), (1, 1), "{}", gate.process.stderr.text());
+    let metrics = gate.metrics();
+    assert!(metrics.count("sluicegate_health_checks_total", &[("result", "local")]) > 1);
+    assert_eq!(transitions(&metrics, "down"), 0);
     gate.finish();
 }
 

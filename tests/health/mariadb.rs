@@ -38,15 +38,24 @@ impl Database {
     fn start(programs: &Programs, id: u16) -> Self {
         let directory = TempDir::new().unwrap();
         let data = format!("--datadir={}", directory.path().join("data").display());
-        let arguments = ["--no-defaults", &data, "--user=root", "--auth-root-authentication-method=normal"];
-        let arguments: Vec<_> = arguments.into_iter().chain(["--skip-test-db"]).collect();
+        // In a folder that is shared, one that starts removes the temporary tables of another.
+        let temporary = format!("--tmpdir={}", directory.path().display());
+        let mut arguments = vec!["--no-defaults", &data, &temporary, "--user=root", "--skip-test-db"];
+        arguments.push("--auth-root-authentication-method=normal");
         let done = programs::run(&programs.install, &arguments, directory.path(), b"");
         assert!(done.success, "{}{}", done.stdout, done.stderr);
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = held.local_addr().unwrap();
         drop(held);
         let child = Command::new(&programs.server)
-            .args(["--no-defaults", "--user=root", &data, "--bind-address=127.0.0.1", "--skip-name-resolve"])
+            .args([
+                "--no-defaults",
+                "--user=root",
+                &data,
+                &temporary,
+                "--bind-address=127.0.0.1",
+                "--skip-name-resolve",
+            ])
             .arg(format!("--port={}", address.port()))
             .arg(format!("--socket={}", directory.path().join("s").display()))
             .arg(format!("--pid-file={}", directory.path().join("pid").display()))

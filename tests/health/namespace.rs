@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backends, is_up};
+use super::{backends, full, is_up};
 use crate::support::{
     Gate, Load, SOON, WebServer,
     gate::tcp,
@@ -105,7 +105,9 @@ fn s2_a_blackholed_backend_costs_at_most_one_connect_timeout() {
         slowest(late.iter().copied())
     );
     assert!(faults(&visits).is_empty(), "{:?}", faults(&visits));
-    assert!(slowest(&visits) <= Duration::from_millis(1_050) + normal, "{:?}", slowest(&visits));
+    // Beside other tests a retry may have to wait for a processor.
+    let busy = Duration::from_millis(if full() { 0 } else { 200 });
+    assert!(slowest(&visits) <= Duration::from_millis(1_050) + normal + busy, "{:?}", slowest(&visits));
     assert!(out <= Duration::from_secs(3), "{out:?}");
     assert!(late.len() > 100 && slowest(late) < Duration::from_millis(500));
     namespace.filter("flush chain ip f i");

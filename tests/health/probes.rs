@@ -84,6 +84,9 @@ fn send_expect_asks_for_bytes_text_or_a_pattern() {
     assert_eq!(ask("send = \"hex:00ff\"\nexpect = \"hex:00ff\"", echo.address), None);
     let told = ask("expect = \"regex:^250 \"", Backend::named("421 \u{1b}[31m busy").address).unwrap();
     assert_eq!(told, "the answer \"421 \\u{1b}[31m busy\" is not what is expected");
+    let locked = Backend::greeting(b"-NOAUTH Authentication required.\r\n");
+    let told = ask("expect = \"+PONG\"\ntimeout = \"300ms\"", locked.address).unwrap();
+    assert_eq!(told, "\"-NOAUTH Authentication required.\\r\\n\" is all that came within 300ms");
     let silent = Backend::start(|mut stream, _| drop(stream.flush()));
     assert_eq!(ask("expect = \"x\"", silent.address).unwrap(), "connection closed without an answer");
     let told = ask("send = \"QUIT\"\nexpect = \"x\"\ntimeout = \"300ms\"", Backend::stall().address).unwrap();

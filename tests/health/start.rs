@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::{backends, reasons, transitions};
 use crate::support::{
-    Backend, Gate,
+    Backend, Gate, Process, SOON,
     backend::Refusing,
     client,
     gate::{pool, tcp},
+    wait_until,
 };
 
 #[test]
@@ -40,6 +41,21 @@ fn b3_checks_that_never_answer_hold_clients_for_two_seconds() {
     let told =
         told.iter().filter(|m| m["message"].as_str().is_some_and(|text| text.contains("without the first verdict")));
     assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_stop_is_heard_while_checks_are_waited_for() {
+    let backend = Backend::greeting(b"");
+    let check = "check = { type = \"send_expect\", expect = \"never\", every = \"10s\", timeout = \"10s\" }";
+    let plan = Gate::plan(&(tcp("") + &pool(check, &[backend.address]))).checked();
+    plan.write();
+    let mut process = Process::start(&["run", "--config", "sluicegate.toml"], plan.path());
+    wait_until(SOON, "the first check", || backend.accepted() > 0);
+    let told = Instant::now();
+    process.stop();
+    let took = told.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!process.stderr.text().contains("ready"), "{}", process.stderr.text());
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use rustls::pki_types::ServerName;
+
 use super::{DatabaseRole, Expect, OnAllDown, OnDown, Role, Secret};
 use crate::{
     balance::Balance,
@@ -82,7 +84,7 @@ pub enum CheckKind {
 #[derive(Debug)]
 pub struct CheckTls {
     pub ca: Written<PathBuf>,
-    pub server_name: Written<String>,
+    pub server_name: Written<ServerName<'static>>,
 }
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use std::{
 };
 
 use regex::bytes::Regex;
+use rustls::pki_types::ServerName;
 
 use super::Located;
 use crate::balance::Balance;
@@ -131,7 +132,7 @@ pub struct CheckTls {
     /// `None`: any certificate will do. Otherwise the PEM file with those that may have signed it.
     pub ca: Option<Located<PathBuf>>,
     /// The name in the `ClientHello` and in a verified certificate. `None`: the address, and no name is sent.
-    pub server_name: Option<String>,
+    pub server_name: Option<ServerName<'static>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

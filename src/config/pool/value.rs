@@ -3,6 +3,7 @@
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 use regex::bytes::RegexBuilder;
+use rustls::pki_types::ServerName;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
@@ -157,11 +158,13 @@ pub fn method(value: &DeValue) -> Result<String, Problem> {
 /// The path of an HTTP request, with its query.
 pub fn request_path(value: &DeValue) -> Result<String, Problem> {
     let written = text_of(value)?;
-    if written.starts_with('/') && written.len() <= 4096 && written.bytes().all(|byte| byte.is_ascii_graphic()) {
+    // The others would be refused when they are asked for, or end the path.
+    let is_fit = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
+    if written.starts_with('/') && written.len() <= 4096 && written.bytes().all(is_fit) {
         return Ok(written.to_owned());
     }
     let problem = Diagnostic::error(code::BAD_TEXT, format!("{} is not the path of a request", quoted(written)));
-    Err(problem.label("must begin with `/` and have no spaces; other characters are written like %20").into())
+    Err(problem.label("must begin with `/`; spaces and the characters \"#<>` are written like %20").into())
 }
 
 /// The value of a Host header.
@@ -175,18 +178,12 @@ pub fn host(value: &DeValue) -> Result<String, Problem> {
 }
 
 /// A name that a certificate may have, or an IP address.
-pub fn server_name(value: &DeValue) -> Result<String, Problem> {
+pub fn server_name(value: &DeValue) -> Result<ServerName<'static>, Problem> {
     let written = text_of(value)?;
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    let is_name = written.len() <= 253 && written.split('.').all(label);
-    if is_name || written.parse::<std::net::IpAddr>().is_ok() {
-        return Ok(written.to_owned());
-    }
-    let problem = Diagnostic::error(code::BAD_TEXT, format!("{} is not the name of a server", quoted(written)));
-    Err(problem.label("write a name without a port, for example \"foobar.com\"").into())
+    ServerName::try_from(written.to_owned()).map_err(|_| {
+        let problem = Diagnostic::error(code::BAD_TEXT, format!("{} is not the name of a server", quoted(written)));
+        problem.label("write a name without a port, for example \"foobar.com\"").into()
+    })
 }
 
 /// The name of a database user.
@@ -264,8 +261,19 @@ mod tests {
     }
 
     #[test]
+    fn a_server_name_is_a_name_or_an_address() {
+        for good in ["foobar.com", "a_b", "192.0.2.1", "2001:db8::1"] {
+            assert_eq!(server_name(&string(good)).unwrap().to_str(), good);
+        }
+        // The first two are names by their letters alone: they cannot be asked for.
+        for bad in ["-a.com", "a-.com", "", "a:443", "a b", "*.foobar.com", "ä.com"] {
+            assert!(server_name(&string(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_goes_into_a_request_cannot_break_out_of_it() {
-        for bad in ["", "healthz", "/a b", "/a\r\nX: y", "/ä"] {
+        for bad in ["", "healthz", "/a b", "/a\r\nX: y", "/ä", "/a#b", "/<a>", "/a`"] {
             assert!(request_path(&string(bad)).is_err(), "{bad}");
         }
         for bad in ["", "a b", "a\r\nX: y", "a/b"] {

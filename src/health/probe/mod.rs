@@ -8,10 +8,8 @@ mod tls;
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustix::io::Errno;
@@ -48,15 +46,27 @@ pub struct Failure {
 }
 
 /// How far a probe has come, for who gives up on it.
-#[derive(Debug, Default)]
-pub struct Progress(AtomicBool);
+#[derive(Debug)]
+pub struct Progress(Mutex<Heard>);
+
+#[derive(Debug)]
+struct Heard {
+    /// What was reached, and what is missing.
+    step: &'static str,
+    /// The beginning of what the backend said.
+    said: Vec<u8>,
+}
+
+/// So much of what a backend says goes into a log.
+const MOST_BYTES: usize = 60;
+const MOST_WORDS: usize = 200;
 
 impl Probe {
     pub fn new(check: &config::Check, materials: &CheckMaterials, backend: SocketAddr) -> Self {
         let target = SocketAddr::new(check.address.unwrap_or(backend.ip()), check.port.unwrap_or(backend.port()));
         let tls = |names: &config::CheckTls| {
-            let name = names.server_name.as_deref();
-            materials.tls.as_ref().map(|client| tls::Tls::new(Arc::clone(client), name, target))
+            let client = materials.tls.as_ref()?;
+            Some(tls::Tls::new(Arc::clone(client), names.server_name.clone(), target))
         };
         let question = match &check.kind {
             CheckKind::Tcp => Question::Tcp,
@@ -82,10 +92,10 @@ impl Probe {
 
     pub async fn ask(&self, progress: &Progress) -> Result<(), Failure> {
         if let Question::Mysql(mysql) = &self.question {
-            return mysql.ask().await;
+            return mysql.ask(progress).await;
         }
         let stream = connect(self.target).await?;
-        progress.0.store(true, Ordering::Relaxed);
+        progress.reach("connected, but no answer");
         match &self.question {
             Question::Tcp => {
                 // Nothing was said, so a reset loses nothing, and no port waits for a minute after each check.
@@ -93,22 +103,50 @@ impl Probe {
                 Ok(())
             }
             Question::Tls(tls) => tls.handshake(stream).await.map(drop),
-            Question::Http(http) => http.ask(stream).await,
-            Question::SendExpect(exchange) => exchange.ask(stream).await,
-            Question::Mysql(mysql) => mysql.ask().await,
+            Question::Http(http) => http.ask(stream, progress).await,
+            Question::SendExpect(exchange) => exchange.ask(stream, progress).await,
+            Question::Mysql(mysql) => mysql.ask(progress).await,
         }
     }
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self(Mutex::new(Heard { step: "no answer", said: Vec::new() }))
+    }
+}
+
 impl Progress {
-    pub fn is_connected(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// From now on this is what is missing.
+    pub fn reach(&self, step: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).step = step;
+    }
+
+    /// The backend said something, and it may not be enough.
+    pub fn hear(&self, bytes: &[u8]) {
+        let said = &mut self.0.lock().unwrap_or_else(PoisonError::into_inner).said;
+        // One more than is shown, so that the rest is known to be there.
+        said.extend(bytes.iter().take((MOST_BYTES + 1).saturating_sub(said.len())));
+    }
+
+    /// Why the time was not enough.
+    pub fn missing(&self, limit: Duration) -> String {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.said.is_empty() {
+            return format!("{} within {limit:?}", heard.step);
+        }
+        format!("{} is all that came within {limit:?}", excerpt(&heard.said))
     }
 }
 
 impl Failure {
     pub fn new(result: CheckResult, reason: impl Into<String>) -> Self {
         Self { result, reason: reason.into() }
+    }
+
+    /// Whether this host or this process is to blame, and the backend may be well (traps A6, R18).
+    pub fn is_ours(&self) -> bool {
+        matches!(self.result, CheckResult::Local | CheckResult::Stalled)
     }
 
     /// An error of the kernel's; `what` was being done.
@@ -141,8 +179,27 @@ async fn connect(target: SocketAddr) -> Result<TcpStream, Failure> {
 
 /// What a peer said, fit for one line of a log.
 fn excerpt(bytes: &[u8]) -> String {
-    const MOST: usize = 60;
-    let cut = bytes.get(..MOST).unwrap_or(bytes);
-    let dots = if bytes.len() > MOST { "..." } else { "" };
+    let cut = bytes.get(..MOST_BYTES).unwrap_or(bytes);
+    let dots = if bytes.len() > MOST_BYTES { "..." } else { "" };
     format!("\"{}{dots}\"", String::from_utf8_lossy(cut).escape_debug())
+}
+
+/// A message with words of a peer's in it, fit for one line of a log.
+fn words(text: &str) -> String {
+    match text.char_indices().nth(MOST_WORDS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default().escape_debug()),
+        None => text.escape_debug().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_is_cut_and_cannot_break_a_line() {
+        assert_eq!(words("Access denied for user 'x'\n"), "Access denied for user \\'x\\'\\n");
+        assert_eq!(words(&"ä".repeat(100_000)).chars().count(), MOST_WORDS + 3);
+        assert_eq!(excerpt(&[b'x'; 10_000]).len(), MOST_BYTES + 5);
+    }
 }

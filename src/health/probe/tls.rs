@@ -6,7 +6,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::Failure;
+use super::{Failure, words};
 use crate::metrics::CheckResult;
 
 #[derive(Debug)]
@@ -17,8 +17,7 @@ pub struct Tls {
 
 impl Tls {
     /// Without a name the address is the name; it is then not sent.
-    pub fn new(client: Arc<ClientConfig>, name: Option<&str>, target: SocketAddr) -> Self {
-        let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+    pub fn new(client: Arc<ClientConfig>, name: Option<ServerName<'static>>, target: SocketAddr) -> Self {
         Self { client, name: name.unwrap_or_else(|| ServerName::IpAddress(target.ip().into())) }
     }
 
@@ -26,7 +25,7 @@ impl Tls {
         let connector = TlsConnector::from(Arc::clone(&self.client));
         connector.connect(self.name.clone(), stream).await.map_err(|error| {
             if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
-                return Failure::new(CheckResult::Tls, format!("TLS handshake: {error}"));
+                return Failure::new(CheckResult::Tls, format!("TLS handshake: {}", words(&error.to_string())));
             }
             Failure::io("TLS handshake", &error)
         })
