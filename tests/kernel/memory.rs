@@ -162,7 +162,7 @@ fn r14_a_stalled_reader_costs_a_bounded_amount_by_splice() {
 
 #[test]
 fn r14_a_stalled_tls_reader_costs_a_bounded_amount() {
-    stalled("https", Variant::AUTO, true, 100);
+    stalled("https", Variant::AUTO, true, 300);
 }
 
 #[test]
