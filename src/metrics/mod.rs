@@ -22,5 +22,5 @@ pub use labels::{
     AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
     RuleAction, Transition,
 };
-pub use registry::{Registry, Reloads};
+pub use registry::{Generation, Registry, Reloads};
 pub use render::render;
