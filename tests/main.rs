@@ -25,6 +25,7 @@ mod metrics;
 mod operate;
 mod overload;
 mod relay;
+mod renewal;
 mod spread;
 mod support;
 mod tls;
