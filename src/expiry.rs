@@ -46,7 +46,7 @@ pub async fn watch(live: Arc<Live>) {
 }
 
 fn remind(site: &Site, reminders: &mut Reminders, now: i64) {
-    reminders.forget_all_but(site.served_certificates());
+    reminders.forget_all_but(site);
     for certificate in site.served_certificates() {
         let ServedCertificate { listener, file, names, not_after, .. } = certificate;
         let Some(stage) = reminders.due(file, *not_after, now) else { continue };
@@ -84,8 +84,10 @@ impl Reminders {
         })
     }
 
-    fn forget_all_but<'a>(&mut self, served: impl Iterator<Item = &'a ServedCertificate> + Clone) {
-        self.0.retain(|(file, end), _| served.clone().any(|one| one.file == *file && one.not_after == *end));
+    fn forget_all_but(&mut self, site: &Site) {
+        let is_served =
+            |file: &str, end| site.served_certificates().any(|one| one.file == file && one.not_after == end);
+        self.0.retain(|(file, end), _| is_served(file, *end));
     }
 }
 

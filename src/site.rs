@@ -107,7 +107,7 @@ impl Site {
     }
 
     /// The certificates of every listener, in the order they are written.
-    pub fn served_certificates(&self) -> impl Iterator<Item = &ServedCertificate> + Clone {
+    pub fn served_certificates(&self) -> impl Iterator<Item = &ServedCertificate> {
         self.served_certificates.iter()
     }
 

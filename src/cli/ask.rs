@@ -115,10 +115,10 @@ impl Target {
             return Ok(DEFAULT_ADMIN_SOCKET.into());
         }
         let unclear = |_| anyhow!("`{}` does not tell the admin socket: name it with --socket PATH", path.display());
-        let source = load::read(path).map_err(|error| unclear(vec![*error]))?;
+        let source = load::read(path).map_err(unclear)?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let (config, _) = config::parse(&source.text, base).map_err(unclear)?;
-        Ok(config.admin.socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
+        // A file with mistakes is just what a reload is asked about.
+        Ok(config::admin_socket(&source.text, base).unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
     }
 }
 

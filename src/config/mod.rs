@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, parse, too_large};
+pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, admin_socket, parse, too_large};
 pub use diagnostic::Diagnostic;
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,

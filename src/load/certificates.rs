@@ -71,7 +71,7 @@ fn read(
     before: Option<Before<'_>>,
     found: &mut Vec<Diagnostic>,
 ) -> Result<Certificate, Vec<Diagnostic>> {
-    let (chain, key) = read_pair(named, files)?;
+    let Pair { chain, key } = read_pair(named, files)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
     let read = |now| Certificate::from_pem(&chain, &key, now, provider);
     let is_served = before.is_some_and(|before| before.loaded.files.has_same(files, &named.cert.value));
@@ -86,20 +86,22 @@ fn read(
     certificate.map_err(|error| vec![about_certificate(named, &error)])
 }
 
-/// The bytes of a certificate and of its key.
-fn read_pair(
-    named: &config::CertificateFiles,
-    files: &mut Files,
-) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), Vec<Diagnostic>> {
+/// The bytes of two files.
+struct Pair {
+    chain: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+fn read_pair(named: &config::CertificateFiles, files: &mut Files) -> Result<Pair, Vec<Diagnostic>> {
     let mut read = |file: &Located<PathBuf>, what| {
         files.read(Part::Certificate, &file.value, PEM_LIMIT).map_err(|error| {
             let message = format!("cannot use {what} `{}`: {error}", file.value.display());
-            unreadable(message, Origin::File { path: file.value.clone(), span: Some(file.span.clone()) })
+            Box::new(unreadable(message, Origin::File { path: file.value.clone(), span: Some(file.span.clone()) }))
         })
     };
     match (read(&named.cert, "certificate"), read(&named.key, "key").map(Zeroizing::new)) {
-        (Ok(chain), Ok(key)) => Ok((chain, key)),
-        (chain, key) => Err([chain.err(), key.err()].into_iter().flatten().collect()),
+        (Ok(chain), Ok(key)) => Ok(Pair { chain, key }),
+        (chain, key) => Err([chain.err(), key.err()].into_iter().flatten().map(|problem| *problem).collect()),
     }
 }
 

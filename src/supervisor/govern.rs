@@ -1,6 +1,10 @@
 //! The one task that changes what runs: it takes orders one after the other.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use rustls::crypto::CryptoProvider;
 use tokio::sync::oneshot;
@@ -156,7 +160,7 @@ impl Governor {
             let error = Diagnostic::error(NO_FILE, message).help("`sluicegate run --config FILE` can be reloaded");
             return Candidate { source: nothing(Path::new("")), loaded: Err(vec![error]) };
         };
-        let path = path.to_owned();
+        let path = self.as_named(path);
         self.load(move || load::read(&path).map_err(|error| (nothing(&path), error)), manner).await
     }
 
@@ -179,6 +183,16 @@ impl Governor {
             source: nothing(self.live.config.as_deref().unwrap_or(Path::new(""))),
             loaded: Err(vec![super::cannot_start("the configuration cannot be read", &panic)]),
         })
+    }
+
+    /// A path as the configuration that runs would be named if it stood there: what it names is told apart by its path.
+    fn as_named(&self, path: &Path) -> PathBuf {
+        let Some(own) = self.live.config.as_deref() else { return path.to_owned() };
+        if matches!((own.canonicalize(), path.canonicalize()), (Ok(own), Ok(other)) if own == other) {
+            return own.to_owned();
+        }
+        let here = std::env::current_dir().ok().filter(|_| own.is_relative());
+        here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()
     }
 
     fn accepted(&self, source: Text, loaded: &Loaded) -> Verdict {
