@@ -185,12 +185,12 @@ fn t15_a_certificate_near_its_end_is_told_once() {
     let toml = https("") + &pool("", &[backend.address]);
     for (days, told) in [(20, false), (10, true), (2, true)] {
         let plan = Gate::plan(&toml);
-        Authority::write(plan.path(), "foobar.com", &Authority::leaf_for(&NAMES, DAY * days));
+        Authority::write(plan.path(), "foobar.com", &Authority::leaf_for(&NAMES, DAY * days + DAY / 2));
         let gate = plan.start();
         let warnings = || messages(&gate, "certificate expires soon: renew it");
         if told {
             let warning = wait_for(SOON, || warnings().into_iter().next()).expect("a warning");
-            assert_eq!(warning["days"], days - 1, "whole days left");
+            assert_eq!(warning["days"], days, "whole days left");
             assert_eq!(warning["listener"], "https");
         }
         assert!(is_served(&gate, &Leaf { certificate: read(&gate, "foobar.com.pem"), key: String::new() }));
