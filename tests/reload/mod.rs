@@ -1,8 +1,10 @@
 //! Reload and plan: the configuration of a running process is replaced as a whole, or not at all.
 
 mod knowledge;
+mod load;
 mod listeners;
 mod refused;
+mod verdicts;
 
 use std::{net::SocketAddr, path::PathBuf};
 
