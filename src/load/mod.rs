@@ -37,6 +37,7 @@ const LIST_LIMIT: u64 = 256 << 20;
 const PEM_LIMIT: u64 = 1 << 20;
 
 pub use checks::CheckMaterials;
+pub use files::named;
 pub use reload::reload;
 
 /// A configuration text and where it came from.
