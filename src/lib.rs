@@ -42,6 +42,7 @@ pub mod worker;
 pub mod health;
 pub mod running;
 pub mod expiry;
+pub mod watch;
 pub mod admin;
 pub mod service;
 // floor 5: the process.

@@ -33,6 +33,7 @@ use files::Files;
 const LIST_LIMIT: u64 = 256 << 20;
 
 pub use checks::CheckMaterials;
+pub use files::named;
 pub use reload::reload;
 
 /// A configuration text and where it came from.

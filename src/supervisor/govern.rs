@@ -85,9 +85,15 @@ impl Governor {
         match task {
             Task::Plan { config, force } => self.plan(config.as_deref(), force).await,
             Task::Reload { force } => {
-                service::reloading();
-                let verdict = self.reload(who, force).await;
-                self.note(who, &verdict);
+                // Who asked waits to hear it, whether there is anything to do or not.
+                if who != Who::Watch {
+                    service::reloading();
+                }
+                let (verdict, is_news) = self.reload(who, force).await;
+                // A file that was touched is no news, unless it was put right again.
+                if is_news || who != Who::Watch || self.live.last().is_some_and(|last| last.error.is_some()) {
+                    self.note(who, &verdict);
+                }
                 if who == Who::Watch && !verdict.accepted {
                     self.renew().await;
                 }
@@ -97,29 +103,31 @@ impl Governor {
         }
     }
 
-    async fn reload(&mut self, who: Who, force: bool) -> Verdict {
+    /// What became of it, and whether that changed anything or could not.
+    async fn reload(&mut self, who: Who, force: bool) -> (Verdict, bool) {
         let manner = Manner { force, keep_certificates: who == Who::Watch };
         let Candidate { source, loaded } = self.read(None, manner).await;
         let loaded = match loaded {
             Ok(loaded) => loaded,
-            Err(errors) => return refused(source, errors),
+            Err(errors) => return (refused(source, errors), true),
         };
         let verdict = self.accepted(source, &loaded);
         let running = self.live.running();
         let is_same = running.loaded.is_same(&loaded) && running.needs_restart == verdict.needs_restart;
         drop(running);
         if is_same {
-            return verdict;
+            return (verdict, false);
         }
+        service::reloading();
         match self.prepare(loaded).await {
             Ok(prepared) => self.swap(prepared, &verdict).await,
             Err(errors) => {
                 // Names that were new have left series behind.
                 self.registry.forget_unused();
-                return refused(verdict.source, errors);
+                return (refused(verdict.source, errors), true);
             }
         }
-        verdict
+        (verdict, true)
     }
 
     /// A configuration that cannot be used must not keep a renewed certificate or list from the one that runs.

@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,7 @@ use crate::{
     running::{Counter, Live, Running},
     service,
     site::Site,
+    watch::watch,
 };
 use bind::{SocketFile, bind_admin, bind_socket, start_log};
 use govern::Governor;
@@ -53,11 +54,13 @@ pub struct Options {
     pub rustls_records: bool,
     /// Where a reload reads the configuration; `None`: there is nothing to reload.
     pub config: Option<PathBuf>,
+    /// Just before it was read the first time.
+    pub read_at: SystemTime,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reuseport: true, rustls_records: false, config: None }
+        Self { reuseport: true, rustls_records: false, config: None, read_at: SystemTime::now() }
     }
 }
 
@@ -120,6 +123,7 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
     admin.ready.store(true, Ordering::Relaxed);
     admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin))));
     admin_tasks.push(tokio::spawn(expiry::watch(Arc::clone(&live))));
+    admin_tasks.push(tokio::spawn(watch(Arc::clone(&live), counter.clone(), options.read_at)));
     let (retire, retired) = oneshot::channel();
     let (live_, provider) = (Arc::clone(&live), Arc::clone(provider));
     let governor =

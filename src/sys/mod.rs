@@ -1,6 +1,7 @@
 //! The kernel: sockets, pipes, limits, files. The only place where `unsafe` is allowed; everything it offers is safe.
 
 pub mod clock;
+pub mod directory;
 pub mod file;
 pub mod host;
 pub mod listen;
