@@ -152,6 +152,24 @@ fn t15_a_broken_configuration_keeps_no_certificate_from_the_clients() {
     gate.finish();
 }
 
+#[test]
+fn t15_a_site_without_a_configuration_file_renews_its_certificate() {
+    let backend = Backend::stall();
+    let directory = tempfile::TempDir::new().unwrap();
+    Authority::write(directory.path(), "site", &Authority::leaf(&NAMES));
+    let to = backend.address.to_string();
+    let words = ["up", "foobar.com", "--to", &to, "--cert", "site.pem", "--key", "site.key", "--bind", "127.0.0.1:0"];
+    let mut process = Process::start(&[&words[..], &["--admin", "127.0.0.1:0"]].concat(), directory.path());
+    let bound = process.ready(SOON);
+    let (_, address) = bound.iter().find(|(name, _)| name != "admin").unwrap();
+    let served = || connect_tls(*address).conn.peer_certificates().unwrap()[0].clone().into_owned();
+    let leaf = Authority::leaf(&NAMES);
+    assert_ne!(served(), der(&leaf));
+    Authority::replace(directory.path(), "site", &leaf);
+    wait_until(SOON, "the new certificate", || served() == der(&leaf));
+    process.stop();
+}
+
 /// Whether a client resumed its session; the answer is read so that its next ticket is there.
 fn resumes(gate: &Gate, config: &Arc<ClientConfig>) -> bool {
     let mut tls = handshake(connect(gate.address("https")), "foobar.com", Arc::clone(config)).unwrap();

@@ -84,6 +84,7 @@ impl Governor {
     async fn carry_out(&mut self, who: Who, task: Task) -> Verdict {
         match task {
             Task::Plan { config, force } => self.plan(config.as_deref(), force).await,
+            Task::Reload { .. } if who == Who::Watch && self.live.config.is_none() => self.renew().await,
             Task::Reload { force } => {
                 // Who asked waits to hear it, whether there is anything to do or not.
                 if who != Who::Watch {
@@ -95,7 +96,7 @@ impl Governor {
                     self.note(who, &verdict);
                 }
                 if who == Who::Watch && !verdict.accepted {
-                    self.renew().await;
+                    drop(self.renew().await);
                 }
                 service::ready();
                 verdict
@@ -131,21 +132,26 @@ impl Governor {
     }
 
     /// A configuration that cannot be used must not keep a renewed certificate or list from the one that runs.
-    async fn renew(&mut self) {
+    async fn renew(&mut self) -> Verdict {
         let source = self.live.running().loaded.source.clone();
         let manner = Manner { force: false, keep_certificates: true };
         let Candidate { source, loaded } = self.load(move || Ok(source), manner).await;
-        let Ok(loaded) = loaded else { return };
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(errors) => return refused(source, errors),
+        };
         let verdict = self.accepted(source, &loaded);
         if verdict.differences.is_empty() {
-            return;
+            return verdict;
         }
-        let changes = told(&verdict.differences);
         tell_kept(&verdict);
-        if let Ok(prepared) = self.prepare(loaded).await {
-            self.swap(prepared, &verdict).await;
-            info!(changes, "files renewed, under the configuration that runs");
+        let changes = told(&verdict.differences);
+        match self.prepare(loaded).await {
+            Ok(prepared) => self.swap(prepared, &verdict).await,
+            Err(errors) => return refused(verdict.source, errors),
         }
+        info!(changes, "files renewed, under the configuration that runs");
+        verdict
     }
 
     async fn plan(&self, config: Option<&Path>, force: bool) -> Verdict {
