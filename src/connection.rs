@@ -30,7 +30,7 @@ use crate::{
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
-    sys::socket::{Socket, turn_away},
+    sys::{listen::turn_away, socket::Socket},
     tls::{
         acceptor::{self, Agreement},
         unbuffered,
@@ -150,7 +150,7 @@ impl Connection {
     async fn serve(&self, fd: OwnedFd, drain: &Watcher) -> Result<End, Outcome> {
         let frontend = &*self.frontend;
         let alarm = self.local.alarms.alarm();
-        let socket = Socket::accepted(fd).map_err(|_| Outcome::OutOfResources)?;
+        let socket = Socket::accepted(fd).map_err(|_| self.out_of_resources())?;
         let client = match &frontend.tls {
             None => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
@@ -172,6 +172,8 @@ impl Connection {
         let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
         let cells = self.frontend.cells.at(self.local.index);
         let limit = self.frontend.handshake;
+        let (name, shortage) = (&self.frontend.name, self.frontend.shortage());
+        let _member = self.local.handshakes.join(name, alarm, shortage, &cells.tls_in_progress);
         let result = if self.local.rustls_records {
             let result = acceptor::handshake(socket, policy, limit, alarm).await;
             result.map(|(socket, tls, agreed)| (Client::Rustls(Box::new(RustlsClient::new(socket, tls))), agreed))
@@ -196,6 +198,12 @@ impl Connection {
                 Err(refusal.reason.into())
             }
         }
+    }
+
+    /// This host has nothing left to serve the client with.
+    fn out_of_resources(&self) -> Outcome {
+        self.local.note_shortage();
+        Outcome::OutOfResources
     }
 
     /// Whether nothing was said: a port probe, counted and not logged (traps O8).
@@ -266,9 +274,6 @@ impl Drop for Ending<'_> {
         let total = accepted.elapsed();
         if !self.connection.is_a_probe(outcome) {
             local.log(|| self.connection.record(outcome, total));
-        }
-        if outcome == Outcome::Internal {
-            local.count_panic();
         }
         frontend.cells.at(local.index).close(outcome, total);
     }

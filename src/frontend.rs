@@ -16,7 +16,7 @@ use crate::{
     metrics::{ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
     pool::Pool,
     relay::Timeouts,
-    tls::acceptor::Policy,
+    tls::{acceptor::Policy, crowd::Shortage},
 };
 
 /// What a connection is measured by from its first moment to its last.
@@ -90,6 +90,20 @@ impl Frontend {
     }
 }
 
+impl Frontend {
+    /// Whether there are few places left, so that who only takes one up has to make room.
+    pub fn shortage(&self) -> Shortage {
+        let [process, listener] = &self.limits;
+        if process.is_nearly_full() {
+            Shortage::OfProcess
+        } else if listener.is_nearly_full() {
+            Shortage::OfListener
+        } else {
+            Shortage::None
+        }
+    }
+}
+
 impl Firewall {
     /// The rules that apply to one listener, counted by name.
     pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry) -> Self {
@@ -140,6 +154,13 @@ impl Limit {
     /// Connections under it now.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Whether seven eighths are taken, or three quarters where there are few: the rest is for who comes while the oldest
+    /// handshakes are being ended.
+    fn is_nearly_full(&self) -> bool {
+        const FEW: usize = 64;
+        self.taken() > self.most - (self.most / 8).max(FEW.min(self.most / 4))
     }
 
     /// A place, if one is free.

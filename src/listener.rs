@@ -39,18 +39,28 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
     };
     let watcher = local.doors.watcher();
     let accepting = async {
+        let mut batch = BATCH;
+        let mut shortages = local.shortages();
         loop {
-            for _ in 0..BATCH {
+            let mut exhausted = false;
+            for _ in 0..batch {
                 match poll_fn(|cx| acceptor.poll_accept(cx)).await {
                     Ok(client) => serve(client),
-                    Err(error) => {
-                        if pause(&error, &frontend, &local) {
-                            tokio::time::sleep(REST).await;
-                        }
-                    }
+                    Err(error) => exhausted = pause(&error, &frontend, &local),
+                }
+                if exhausted {
+                    break;
                 }
             }
+            // Those who have just come are dialled for now: that may fail for the same want.
             tokio::task::yield_now().await;
+            exhausted |= shortages != local.shortages();
+            shortages = local.shortages();
+            if exhausted {
+                tokio::time::sleep(REST).await;
+            }
+            // First one, to see whether it can be served.
+            batch = if exhausted { 1 } else { BATCH.min(batch * 2) };
         }
     };
     let _: Result<(), _> = watcher.unless_ended(accepting).await;

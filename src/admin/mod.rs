@@ -40,7 +40,12 @@ use tokio::{
     time,
 };
 
-use crate::{address::canonical_ip, cidr::Cidr, metrics::Format};
+use crate::{
+    address::canonical_ip,
+    cidr::Cidr,
+    metrics::Format,
+    sys::{listen::is_out_of_descriptors, reserve::Reserve},
+};
 use api::Peer;
 use control::Control;
 
@@ -67,6 +72,11 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Descriptors kept back for requests when clients have taken all the others; each request needs one.
+const RESERVED: usize = 16;
+const RESERVED_FOR_OPERATORS: usize = 4;
+/// What a scrape opens at once to read `/proc`.
+const SCRAPE_OPENS: usize = 3;
 /// After an accept that failed, for want of descriptors most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -121,6 +131,14 @@ impl Door {
         }
     }
 
+    /// Descriptors kept back for its requests.
+    fn reserved(&self) -> usize {
+        match self {
+            Self::Tcp(..) => RESERVED,
+            Self::Unix(_) => RESERVED_FOR_OPERATORS,
+        }
+    }
+
     /// The address whose name a request must use; a unix socket has none.
     fn bound(&self) -> Option<SocketAddr> {
         match self {
@@ -132,7 +150,12 @@ impl Door {
 
 async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeout: Duration) {
     let seats = Arc::new(Semaphore::new(door.seats()));
+    let reserve = Arc::new(Reserve::new(door.reserved()));
     let mut connections = JoinSet::new();
+    connections.spawn({
+        let reserve = Arc::clone(&reserve);
+        async move { reserve.keep().await }
+    });
     loop {
         while connections.try_join_next().is_some() {}
         // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
@@ -140,12 +163,13 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
         let (stream, peer) = match door.accept(&state).await {
             Ok(Some(client)) => client,
             Ok(None) => continue,
+            Err(error) if is_out_of_descriptors(&error) && reserve.give_up() => continue,
             Err(_) => {
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let router = router.clone().layer(Extension(peer));
+        let router = router.clone().layer(Extension(peer)).layer(Extension(Arc::clone(&reserve)));
         let connection = connection(stream, door.bound(), router, Arc::clone(&state), header_timeout);
         connections.spawn(async move {
             // Both errors mean that it is over: too slow, or nothing we could answer.
@@ -210,7 +234,12 @@ async fn page() -> &'static str {
     )
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+async fn metrics(
+    Shared(state): Shared<Arc<State>>,
+    Extension(reserve): Extension<Arc<Reserve>>,
+    headers: HeaderMap,
+) -> Response {
+    let _room = reserve.lend(SCRAPE_OPENS);
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::accepted(accept);
     ([(header::CONTENT_TYPE, format.content_type())], (state.metrics)(format)).into_response()

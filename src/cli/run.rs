@@ -43,6 +43,7 @@ pub(super) fn serve(
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
+    messages::tell_panics();
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot take signals over")?;

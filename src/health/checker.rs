@@ -21,9 +21,12 @@ use crate::{
     load::CheckMaterials,
     metrics::{CheckCells, CheckResult, PerWorker, Registry, Transition},
     pool::{Mode, Pool},
-    sys::clock,
+    sys::{clock, reserve::Reserve},
     threshold::{Change, Threshold},
 };
+
+/// Descriptors kept back for checks when clients have taken all the others (traps A1).
+const RESERVED: usize = 16;
 
 /// Called with each backend that goes down and whose connections have to end.
 pub type Close = Arc<dyn Fn(&Backend) + Send + Sync>;
@@ -76,6 +79,7 @@ struct Checker {
     report: Arc<Mutex<Report>>,
     hindrances: Hindrances,
     close: Close,
+    reserve: Arc<Reserve>,
     /// Dropped with the first verdict.
     first: Option<mpsc::Sender<()>>,
 }
@@ -101,6 +105,7 @@ impl Checkers {
         let (first_sender, first) = mpsc::channel(1);
         let (mut tasks, mut reports, mut all_cells) = (JoinSet::new(), Vec::new(), Vec::new());
         let begin = Instant::now();
+        let reserve = Arc::new(Reserve::new(RESERVED));
         let mut number = 0;
         for (pool, config, materials) in &watch.pools {
             for backend in pool.backends() {
@@ -133,6 +138,7 @@ impl Checkers {
                     report,
                     hindrances: Hindrances::default(),
                     close: Arc::clone(&watch.close),
+                    reserve: Arc::clone(&reserve),
                     first: Some(first_sender.clone()),
                 };
                 let seed = RandomState::new();
@@ -140,6 +146,7 @@ impl Checkers {
                 number += 1;
             }
         }
+        tasks.spawn(async move { reserve.keep().await });
         Self { _tasks: tasks, _cells: all_cells, reports, first }
     }
 
@@ -172,7 +179,15 @@ impl Checker {
     async fn ask(&self) -> Result<(), Failure> {
         let progress = Arc::new(Progress::default());
         let (probe, told) = (Arc::clone(&self.probe), Arc::clone(&progress));
-        verdict(async move { probe.ask(&told).await }, &progress, self.timeout).await
+        let reserve = Arc::clone(&self.reserve);
+        let question = async move {
+            match probe.ask(&told).await {
+                // With a descriptor that clients cannot take.
+                Err(failure) if failure.is_local() && reserve.give_up() => probe.ask(&told).await,
+                answer => answer,
+            }
+        };
+        verdict(question, &progress, self.timeout).await
     }
 
     fn judge(&mut self, verdict: Result<(), Failure>) {

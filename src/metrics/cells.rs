@@ -58,6 +58,7 @@ pub struct ListenerCells {
     pub duration: Histogram<14>,
     tls_handshakes: [Family<Resumption, { Resumption::ALL.len() }>; TlsVersion::ALL.len()],
     pub tls_failures: Family<HandshakeFailure, { HandshakeFailure::ALL.len() }>,
+    pub tls_in_progress: Level,
     /// First byte expected to handshake complete.
     pub tls_duration: Histogram<16>,
 }
@@ -81,8 +82,6 @@ pub struct WorkerCells {
     pub pipes_in_use: Level,
     /// Empty pipes kept for the next relay.
     pub pipes_pooled: Level,
-    /// Connections ended by a bug of ours. Not a metric: each is an `internal` outcome too.
-    pub panics: Counter,
 }
 
 /// What one worker counts for one pool.
@@ -231,6 +230,7 @@ impl Default for ListenerCells {
             duration: Histogram::new(&CONNECTION_BOUNDS),
             tls_handshakes: array::from_fn(|_| Family::default()),
             tls_failures: Family::default(),
+            tls_in_progress: Level::default(),
             tls_duration: Histogram::new(&SETUP_BOUNDS),
         }
     }

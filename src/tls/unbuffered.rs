@@ -143,6 +143,8 @@ impl Driver {
 
     async fn read(&mut self) -> Result<(), HandshakeFailure> {
         let length = self.incoming.len();
+        // No more than that: a client that does not end its hello holds it for the whole deadline (traps T7).
+        self.incoming.reserve_exact(READ);
         self.incoming.resize(length + READ, 0);
         let free = self.incoming.get_mut(length..).unwrap_or_default();
         let received = poll_fn(|cx| self.socket.poll_recv(cx, free)).await;

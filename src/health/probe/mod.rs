@@ -144,6 +144,11 @@ impl Failure {
         Self { result, reason: reason.into() }
     }
 
+    /// Whether something of this host's was missing for the question.
+    pub fn is_local(&self) -> bool {
+        self.result == CheckResult::Local
+    }
+
     /// Whether this host or this process is to blame, and the backend may be well (traps A6, R18).
     pub fn is_ours(&self) -> bool {
         matches!(self.result, CheckResult::Local | CheckResult::Stalled)
