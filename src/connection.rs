@@ -175,7 +175,8 @@ impl Connection {
         let (name, shortage) = (&self.frontend.name, self.frontend.shortage());
         let _member = self.local.handshakes.join(name, alarm, shortage, &cells.tls_in_progress);
         let result = if self.local.rustls_records {
-            let result = acceptor::handshake(socket, policy, limit, alarm).await;
+            // Boxed, so that nobody else pays for the off switch's size.
+            let result = Box::pin(acceptor::handshake(socket, policy, limit, alarm)).await;
             result.map(|(socket, tls, agreed)| (Client::Rustls(Box::new(RustlsClient::new(socket, tls))), agreed))
         } else {
             let result = unbuffered::handshake(socket, policy, limit, alarm).await;
@@ -327,6 +328,18 @@ mod tests {
     /// How much a future takes, without one.
     fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
         size_of::<F>()
+    }
+
+    /// What waits with a client that says nothing, beside its task (traps T6).
+    #[test]
+    fn s13_the_future_of_a_handshake_is_small() {
+        const AT_MOST: usize = 2_304;
+        fn size<'a, F: 'a>(_: impl FnOnce(&'a Connection, Socket, &'a Alarm) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Connection::shake_hands);
+        println!("{size} bytes for a handshake");
+        assert!(size <= AT_MOST, "{size} bytes");
     }
 
     /// A task is one allocation of this size and a little more, for as long as the connection lives.

@@ -97,7 +97,10 @@ fn a1_s12_without_descriptors_nothing_spins_and_what_watches_goes_on() {
     let more = |result: &str| after.get(result).unwrap_or(&0) - checked.get(result).unwrap_or(&0);
     assert!(more("ok") as f64 >= took, "{after:?}");
     assert_eq!(more("refused") + more("timeout"), 0, "{after:?}");
-    assert_eq!(gate.metrics().count("sluicegate_backend_up", &[]), 1);
+    let metrics = gate.metrics();
+    assert_eq!(metrics.count("sluicegate_backend_up", &[]), 1);
+    // A scrape reads files too.
+    assert!(metrics.count("process_open_fds", &[]) > 200 && metrics.count("process_max_fds", &[]) == 256);
 
     waiting.look();
     let (before, begin) = (waiting.greeted.len(), Instant::now());
