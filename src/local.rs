@@ -21,8 +21,6 @@ pub struct Local {
     pub rustls_records: bool,
     /// Its connections.
     pub drain: Rc<Drain>,
-    /// Its accept loops, which end before the connections do.
-    pub doors: Rc<Drain>,
     pub alarms: Rc<Alarms>,
     pub handshakes: Crowd,
     shortages: Cell<u32>,
@@ -53,7 +51,6 @@ impl Local {
             resources,
             rustls_records,
             drain: Rc::default(),
-            doors: Rc::default(),
             alarms: Rc::default(),
             handshakes: Crowd::default(),
             shortages: Cell::new(0),

@@ -26,6 +26,7 @@ mod operate;
 mod overload;
 mod pressure;
 mod relay;
+mod reload;
 mod spread;
 mod support;
 mod tls;

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
     extract::State as Shared,
@@ -55,7 +56,7 @@ pub type Scrape = Box<dyn Fn(Format) -> String + Send + Sync>;
 /// What the answers are made of.
 pub struct State {
     /// Who may connect; nobody else gets a byte.
-    pub allow: Vec<Cidr>,
+    pub allow: ArcSwap<Vec<Cidr>>,
     /// DNS names the server may be called by, for scrapers that are configured by name. Addresses and `localhost` need no
     /// entry: any address where the bind is not loopback, otherwise loopback ones.
     pub hosts: Vec<String>,
@@ -68,8 +69,9 @@ pub struct State {
 const MAX_CONNECTIONS: usize = 64;
 const MAX_OPERATORS: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// From accept to close, so that a client that does not read its answer is gone too.
+/// From accept to close, so that a client that does not read its answer is gone too. An operator may wait for a reload.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
+const OPERATION_TIMEOUT: Duration = Duration::from_mins(2);
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Descriptors kept back for requests when clients have taken all the others; each request needs one.
@@ -139,6 +141,13 @@ impl Door {
         }
     }
 
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Tcp(..) => TOTAL_TIMEOUT,
+            Self::Unix(_) => OPERATION_TIMEOUT,
+        }
+    }
+
     /// The address whose name a request must use; a unix socket has none.
     fn bound(&self) -> Option<SocketAddr> {
         match self {
@@ -150,12 +159,8 @@ impl Door {
 
 async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeout: Duration) {
     let seats = Arc::new(Semaphore::new(door.seats()));
-    let reserve = Arc::new(Reserve::new(door.reserved()));
+    let reserve = Reserve::watched(door.reserved());
     let mut connections = JoinSet::new();
-    connections.spawn({
-        let reserve = Arc::clone(&reserve);
-        async move { reserve.keep().await }
-    });
     loop {
         while connections.try_join_next().is_some() {}
         // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
@@ -171,9 +176,10 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
         };
         let router = router.clone().layer(Extension(peer)).layer(Extension(Arc::clone(&reserve)));
         let connection = connection(stream, door.bound(), router, Arc::clone(&state), header_timeout);
+        let patience = door.patience();
         connections.spawn(async move {
             // Both errors mean that it is over: too slow, or nothing we could answer.
-            let _ = time::timeout(TOTAL_TIMEOUT, connection).await;
+            let _ = time::timeout(patience, connection).await;
             drop(seat);
         });
     }
@@ -181,7 +187,7 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
 
 fn allowed(state: &State, peer: SocketAddr) -> bool {
     let peer = canonical_ip(peer.ip());
-    state.allow.iter().any(|network| network.contains(peer))
+    state.allow.load().iter().any(|network| network.contains(peer))
 }
 
 async fn connection(

@@ -28,7 +28,7 @@ fn with_metrics<F: Future<Output = ()>>(
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            allow: vec![allow.parse().unwrap()],
+            allow: ArcSwap::from_pointee(vec![allow.parse().unwrap()]),
             hosts: Vec::new(),
             ready: AtomicBool::new(false),
             metrics,

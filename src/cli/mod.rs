@@ -6,6 +6,7 @@ mod certificates;
 mod check;
 mod connections;
 mod demo;
+mod reload;
 mod run;
 mod signals;
 mod status;
@@ -28,9 +29,11 @@ use crate::{
     tls::acceptor,
 };
 
-/// Exit codes (product contract): the input is wrong; no process answers; the command line is wrong.
+/// Exit codes (product contract): the input is wrong; no process answers; the running process goes on as it is; the command
+/// line is wrong.
 const WRONG_INPUT: u8 = 1;
 const UNREACHABLE: u8 = 2;
+const REFUSED: u8 = 3;
 const USAGE: u8 = 64;
 
 /// Where the configuration is when nobody says.
@@ -56,6 +59,10 @@ enum Verb {
     Up(up::Arguments),
     /// Show the running process: listeners, pools, backends, and what differs from the file
     Status(status::Arguments),
+    /// Have the running process read its configuration again and put it to work, without losing a connection
+    Reload(reload::Reload),
+    /// Tell what a reload would change in the running process
+    Plan(reload::Plan),
     /// Take a backend of the running process out of the traffic, in again, or give it another weight
     Backend(backend::Arguments),
     /// List the connections of the running process
@@ -89,6 +96,8 @@ pub fn main() -> ExitCode {
         Verb::Check(arguments) => check::check(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
         Verb::Status(arguments) => status::status(&arguments),
+        Verb::Reload(arguments) => reload::reload(&arguments),
+        Verb::Plan(arguments) => reload::plan(&arguments),
         Verb::Backend(arguments) => backend::backend(&arguments),
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
@@ -104,6 +113,7 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(WRONG_INPUT)
         }
+        Err(Failure::Kept) => ExitCode::from(REFUSED),
         Err(Failure::Unreachable(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::from(UNREACHABLE)
@@ -117,6 +127,8 @@ enum Failure {
     /// The configuration is wrong, or cannot be put to work here.
     Refused(Refused),
     Other(anyhow::Error),
+    /// The running process goes on as it is; why is told already.
+    Kept,
     /// No running process answers.
     Unreachable(anyhow::Error),
 }

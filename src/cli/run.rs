@@ -7,7 +7,10 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
 use tracing::info;
 
-use super::{ConfigArgument, Failure, load_file, provider, signals::Signals};
+use super::{
+    ConfigArgument, Failure, load_file, provider,
+    signals::{Asked, Signals},
+};
 use crate::{
     load::{Loaded, Text},
     messages, service,
@@ -29,14 +32,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let provider = provider();
     let (source, loaded) = load_file(&arguments.config.config, &provider)?;
-    let options = Options { reuseport: !arguments.no_reuseport, rustls_records: arguments.rustls_records };
-    serve(&source, &loaded, options, &provider, |_| Ok(()))
+    let options = Options {
+        reuseport: !arguments.no_reuseport,
+        rustls_records: arguments.rustls_records,
+        config: Some(source.path.clone()),
+    };
+    serve(&source, loaded, options, &provider, |_| Ok(()))
 }
 
 /// Runs until a signal; `started` is called when clients are served.
 pub(super) fn serve(
     source: &Text,
-    loaded: &Loaded,
+    loaded: Loaded,
     options: Options,
     provider: &Arc<CryptoProvider>,
     started: impl FnOnce(&Gate) -> anyhow::Result<()>,
@@ -46,7 +53,7 @@ pub(super) fn serve(
     messages::tell_panics();
     let runtime = control_runtime()?;
     runtime.block_on(async {
-        let mut signals = Signals::new().context("cannot take signals over")?;
+        let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;
         // The start waits for the first verdicts of checks.
         let gate = tokio::select! {
             gate = supervisor::start(loaded, options, provider) => gate,
@@ -59,7 +66,12 @@ pub(super) fn serve(
         announce(&gate);
         started(&gate)?;
         service::ready();
-        let signal = signals.stop().await;
+        let signal = loop {
+            match signals.next().await {
+                Asked::Reload => gate.hang_up(),
+                Asked::Stop(signal) => break signal,
+            }
+        };
         info!(signal, "stopping; a second signal ends every connection at once");
         let hurry = async {
             let signal = signals.stop().await;
@@ -91,7 +103,7 @@ fn announce(gate: &Gate) {
         "starting"
     );
     for (listener, address) in gate.listening() {
-        info!(listener, %address, "listening");
+        info!(listener = &*listener, %address, "listening");
     }
     info!("ready");
 }

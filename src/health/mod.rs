@@ -6,7 +6,8 @@
 
 pub mod attempt;
 pub mod checker;
+mod hindrances;
 pub mod pace;
 pub mod probe;
 
-pub use checker::{Checkers, Close, Report, Watch, tell_mode};
+pub use checker::{Checkers, Close, FirstVerdicts, Report, Watch, Watched, tell_mode};

@@ -24,5 +24,5 @@ pub use labels::{
     RuleAction, Transition,
 };
 pub use panics::count_panic;
-pub use registry::{Registry, Reloads};
+pub use registry::{Generation, Registry, Reloads};
 pub use render::render;

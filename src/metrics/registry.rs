@@ -26,7 +26,12 @@ pub struct Registry {
     checks: Named<(String, String), CheckCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
+    generations: Arc<AtomicU64>,
 }
+
+/// A configuration that was put to work, counted until the last connection that keeps it has ended (traps L1).
+#[derive(Debug)]
+pub struct Generation(Arc<AtomicU64>);
 
 /// Every block under its name, in the order of the names.
 pub type All<K, T> = Vec<(K, Arc<PerWorker<T>>)>;
@@ -57,6 +62,7 @@ impl Registry {
             checks: Named::new(1),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
+            generations: Arc::default(),
         }
     }
 
@@ -121,6 +127,17 @@ impl Registry {
         *self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For a configuration that is to be put to work.
+    pub fn generation(&self) -> Arc<Generation> {
+        self.generations.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Generation(Arc::clone(&self.generations)))
+    }
+
+    /// How many there are.
+    pub fn generations(&self) -> u64 {
+        self.generations.load(Ordering::Relaxed)
+    }
+
     pub fn listeners(&self) -> All<String, ListenerCells> {
         self.listeners.all()
     }
@@ -139,6 +156,12 @@ impl Registry {
 
     pub fn all_checks(&self) -> All<(String, String), CheckCells> {
         self.checks.all()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

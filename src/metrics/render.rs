@@ -66,7 +66,7 @@ const COUNTERS: [(&str, &str); 18] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 14] = [
+const GAUGES: [(&str, &str); 15] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
@@ -81,6 +81,7 @@ const GAUGES: [(&str, &str); 14] = [
     ("sluicegate_backend_weight", "Weight of the backend."),
     ("sluicegate_backend_connections", "Live connections to the backend."),
     ("sluicegate_config_last_reload_successful", "1 when the last configuration was applied."),
+    ("sluicegate_config_snapshots", "Configurations in use: the newest, and older ones that connections keep."),
 ];
 
 fn describe() {
@@ -202,6 +203,7 @@ fn house(registry: &Registry) {
     count("sluicegate_config_reloads_total", &[("result", "applied")], reloads.applied);
     count("sluicegate_config_reloads_total", &[("result", "refused")], reloads.refused);
     show("sluicegate_config_last_reload_successful", &[], f64::from(u8::from(reloads.last_successful)));
+    show("sluicegate_config_snapshots", &[], registry.generations() as f64);
     count("sluicegate_log_records_dropped_total", &[], registry.records_dropped());
     count("sluicegate_panics_total", &[], panics());
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,11 +28,14 @@ pub struct Reserve {
 pub struct Loan<'a>(&'a Reserve);
 
 impl Reserve {
-    /// Keeps `size` descriptors back, or as many as there are.
-    pub fn new(size: usize) -> Self {
-        let reserve = Self { size, kept: Mutex::default(), given_up: Notify::new() };
-        // What is missing is fetched later.
+    /// Keeps `size` descriptors back, or as many as there are. What is given up is taken back as soon as one is free, for
+    /// as long as the runtime that this is called on lives.
+    pub fn watched(size: usize) -> Arc<Self> {
+        let reserve = Arc::new(Self { size, kept: Mutex::default(), given_up: Notify::new() });
+        let watched = Arc::clone(&reserve);
+        // What is missing now is fetched later.
         let _ = reserve.refill();
+        tokio::spawn(async move { watched.keep().await });
         reserve
     }
 
@@ -51,8 +54,7 @@ impl Reserve {
         Loan(self)
     }
 
-    /// Takes back what was given up as soon as a descriptor is free, for as long as it is polled.
-    pub async fn keep(&self) {
+    async fn keep(&self) {
         loop {
             if self.refill().is_ok() {
                 self.given_up.notified().await;
@@ -83,18 +85,23 @@ impl Drop for Loan<'_> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a1_what_is_given_up_is_taken_back() {
-        let reserve = Reserve::new(3);
+    #[tokio::test(flavor = "current_thread")]
+    async fn a1_what_is_given_up_is_taken_back() {
+        let reserve = Reserve::watched(3);
         let kept = || reserve.kept.lock().unwrap().len();
-        assert!(reserve.give_up() && reserve.give_up() && reserve.give_up());
-        assert!(!reserve.give_up() && kept() == 0);
-        reserve.refill().unwrap();
         let loan = reserve.lend(2);
         assert_eq!(kept(), 1);
         drop(loan);
         assert_eq!(kept(), 3);
         drop(reserve.lend(5));
-        assert_eq!(kept(), 3);
+        assert!(reserve.give_up() && reserve.give_up() && reserve.give_up());
+        assert!(!reserve.give_up() && kept() == 0);
+        for _ in 0..500 {
+            tokio::time::sleep(PAUSE / 10).await;
+            if kept() == 3 {
+                return;
+            }
+        }
+        panic!("{} of 3 after a second", kept());
     }
 }

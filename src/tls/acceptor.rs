@@ -101,6 +101,12 @@ impl Policy {
 }
 
 impl Policy {
+    /// The keys of its tickets, for the policy that is to replace it: if that one is for other names, a ticket of this is
+    /// worth nothing there (traps T4), otherwise clients resume across the change (T5).
+    pub fn tickets_for(&self, certificates: &Certificates) -> Option<Arc<dyn ProducesTickets>> {
+        (self.certificates.names() == certificates.names()).then(|| Arc::clone(&self.config.ticketer))
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }

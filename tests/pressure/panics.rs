@@ -55,7 +55,7 @@ fn faulty() -> Arc<CryptoProvider> {
 
 /// What a gate of this process is reached by, and how it is told to end.
 struct Inside {
-    addresses: Vec<(String, std::net::SocketAddr)>,
+    addresses: Vec<(Arc<str>, std::net::SocketAddr)>,
     stop: tokio::sync::oneshot::Sender<()>,
     control: std::thread::JoinHandle<()>,
 }
@@ -69,8 +69,8 @@ impl Inside {
             runtime.block_on(async {
                 let provider = faulty();
                 let loaded = load(&Text { path: "sluicegate.toml".into(), text }, &provider).unwrap();
-                let gate = supervisor::start(&loaded, supervisor::Options::default(), &provider).await.unwrap();
-                sender.send(gate.listening().map(|(name, address)| (name.to_owned(), address)).collect()).unwrap();
+                let gate = supervisor::start(loaded, supervisor::Options::default(), &provider).await.unwrap();
+                sender.send(gate.listening()).unwrap();
                 let _ = stopped.await;
                 gate.leave(std::future::ready(())).await;
             });
@@ -80,7 +80,7 @@ impl Inside {
     }
 
     fn address(&self, name: &str) -> std::net::SocketAddr {
-        self.addresses.iter().find(|(known, _)| known == name).unwrap().1
+        self.addresses.iter().find(|(known, _)| **known == *name).unwrap().1
     }
 
     fn metrics(&self) -> Metrics {
