@@ -172,8 +172,9 @@ impl Connection {
         let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
         let cells = self.frontend.cells.at(self.local.index);
         let limit = self.frontend.handshake;
-        let (name, shortage) = (&self.frontend.name, self.frontend.shortage());
-        let _member = self.local.handshakes.join(name, alarm, shortage, &cells.tls_in_progress);
+        let shortage = self.frontend.shortage(|| self.local.all_handshakes());
+        let levels = [&cells.tls_in_progress, self.local.handshake_level()];
+        let _member = self.local.handshakes.join(&self.frontend.name, alarm, shortage, levels);
         let result = if self.local.rustls_records {
             // Boxed, so that nobody else pays for the off switch's size.
             let result = Box::pin(acceptor::handshake(socket, policy, limit, alarm)).await;

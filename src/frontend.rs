@@ -113,13 +113,15 @@ impl Frontend {
 }
 
 impl Frontend {
-    /// Whether there are few places left, so that who only takes one up has to make room.
-    pub fn shortage(&self) -> Shortage {
+    /// Whether there are few places left, so that who only takes one up has to make room. `handshakes` are those of all
+    /// workers and all listeners.
+    pub fn shortage(&self, handshakes: impl Fn() -> u64) -> Shortage {
         let [process, listener] = &self.limits;
+        let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.iter().count().max(1);
         if process.is_nearly_full() {
-            Shortage::OfProcess
+            Shortage::OfProcess(share(process, handshakes()))
         } else if listener.is_nearly_full() {
-            Shortage::OfListener
+            Shortage::OfListener(share(listener, self.cells.sum(|cells| cells.tls_in_progress.value())))
         } else {
             Shortage::None
         }
@@ -183,12 +185,21 @@ impl Limit {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Whether seven eighths are taken, or three quarters where there are few: the rest is for who comes while the oldest
+    /// Places that handshakes may not keep: an eighth, or of few a quarter. They are for who comes while the oldest
     /// handshakes are being ended.
-    fn is_nearly_full(&self) -> bool {
+    fn kept_free(&self) -> usize {
         const FEW: usize = 64;
-        let most = self.most();
-        self.taken() > most - (most / 8).max(FEW.min(most / 4))
+        (self.most() / 8).max(FEW.min(self.most() / 4))
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        self.taken() > self.most() - self.kept_free()
+    }
+
+    /// How many of these `handshakes` have room beside everyone else.
+    fn room_for(&self, handshakes: u64) -> usize {
+        let others = self.taken().saturating_sub(usize::try_from(handshakes).unwrap_or(usize::MAX));
+        (self.most() - self.kept_free()).saturating_sub(others)
     }
 
     /// A place, if one is free.

@@ -78,6 +78,16 @@ impl Local {
         }
     }
 
+    /// The handshakes in progress of this worker.
+    pub fn handshake_level(&self) -> &Level {
+        &self.registry.workers().at(self.index).handshakes
+    }
+
+    /// Those of all workers.
+    pub fn all_handshakes(&self) -> u64 {
+        self.registry.workers().sum(|cells| cells.handshakes.value())
+    }
+
     /// How often a client could not be served because the host has nothing left to serve it with.
     pub fn shortages(&self) -> u32 {
         self.shortages.get()

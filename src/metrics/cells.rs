@@ -75,6 +75,8 @@ pub struct RuleCells {
 pub struct WorkerCells {
     /// Connections this worker serves.
     pub connections: Level,
+    /// TLS handshakes of any listener that are not complete.
+    pub handshakes: Level,
     relay_bytes: [Family<Direction, { Direction::ALL.len() }>; RelayPath::ALL.len()],
     /// Relays that wanted to splice and copied.
     pub fallbacks: Family<Fallback, { Fallback::ALL.len() }>,

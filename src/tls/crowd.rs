@@ -30,15 +30,17 @@ pub struct Crowd {
 pub struct Member<'a> {
     crowd: &'a Crowd,
     number: u64,
-    level: &'a Level,
+    levels: [&'a Level; 2],
 }
 
 /// How short places are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
     None,
-    OfListener,
-    OfProcess,
+    /// Each worker may have so many handshakes of this listener.
+    OfListener(usize),
+    /// Each worker may have so many handshakes.
+    OfProcess(usize),
 }
 
 #[derive(Debug)]
@@ -48,31 +50,45 @@ struct Place {
 }
 
 impl Crowd {
-    /// A new handshake of `listener`, whose deadline is `alarm`'s; `level` counts them. When there is a shortage the
-    /// oldest of that listener, or of all, has to end.
-    pub fn join<'a>(&'a self, listener: &Arc<str>, alarm: &Alarm, shortage: Shortage, level: &'a Level) -> Member<'a> {
+    /// A new handshake of `listener`, whose deadline is `alarm`'s. `levels` count the handshakes of this worker: those of the
+    /// listener, and all. When there is a shortage the oldest have to end, two at most: a worker that has too many gets
+    /// down to its share, and one that has few keeps them.
+    pub fn join<'a>(
+        &'a self,
+        listener: &Arc<str>,
+        alarm: &Alarm,
+        shortage: Shortage,
+        levels: [&'a Level; 2],
+    ) -> Member<'a> {
         let mut members = self.members.borrow_mut();
-        let oldest = match shortage {
-            Shortage::None if members.len() < MOST => None,
-            Shortage::OfListener if members.len() < MOST => {
-                members.iter().find(|(_, place)| place.listener == *listener).map(|(number, _)| *number)
-            }
-            _ => members.keys().next().copied(),
-        };
-        if let Some(place) = oldest.and_then(|number| members.remove(&number)) {
+        let [of_listener, _] = levels;
+        for _ in 0..2 {
+            let oldest = match shortage {
+                Shortage::OfListener(share) if of_listener.value() >= share as u64 => {
+                    members.iter().find(|(_, place)| place.listener == *listener).map(|(number, _)| *number)
+                }
+                Shortage::OfProcess(share) if members.len() >= share => members.keys().next().copied(),
+                _ if members.len() >= MOST => members.keys().next().copied(),
+                _ => None,
+            };
+            let Some(place) = oldest.and_then(|number| members.remove(&number)) else { break };
             alarm.ring(&place.bell);
         }
         let number = self.next.replace(self.next.get() + 1);
         members.insert(number, Place { listener: Arc::clone(listener), bell: alarm.bell() });
-        level.set(level.value() + 1);
-        Member { crowd: self, number, level }
+        for level in levels {
+            level.set(level.value() + 1);
+        }
+        Member { crowd: self, number, levels }
     }
 }
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
         self.crowd.members.borrow_mut().remove(&self.number);
-        self.level.set(self.level.value().saturating_sub(1));
+        for level in self.levels {
+            level.set(level.value().saturating_sub(1));
+        }
     }
 }
 
@@ -87,7 +103,8 @@ mod tests {
     fn ended_by(shortage: Shortage) -> Vec<usize> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (alarms, crowd, level) = (Rc::new(Alarms::default()), Crowd::default(), Level::default());
+            let (alarms, crowd, [a, b, everyone]) =
+                (Rc::new(Alarms::default()), Crowd::default(), [(); 3].map(|()| Level::default()));
             let names: [Arc<str>; 2] = ["a".into(), "b".into()];
             let all: Vec<_> = (0..5).map(|_| alarms.alarm()).collect();
             let limit = Duration::from_hours(1);
@@ -96,10 +113,12 @@ mod tests {
             for future in &mut waiting {
                 assert!(tokio::time::timeout(Duration::ZERO, future).await.is_err());
             }
-            let join = |number: usize, shortage| crowd.join(&names[number % 2], &all[number], shortage, &level);
-            let mut members: Vec<_> = (0..4).map(|number| join(number, Shortage::None)).collect();
-            members.push(crowd.join(&names[1], &all[4], shortage, &level));
-            assert_eq!(level.value(), 5);
+            let levels = [[&a, &everyone], [&b, &everyone]];
+            let join =
+                |number: usize, name: usize, shortage| crowd.join(&names[name], &all[number], shortage, levels[name]);
+            let mut members: Vec<_> = (0..4).map(|number| join(number, number % 2, Shortage::None)).collect();
+            members.push(join(4, 1, shortage));
+            assert_eq!((a.value(), b.value(), everyone.value()), (2, 3, 5));
             let mut ended = Vec::new();
             for (number, future) in waiting.iter_mut().enumerate() {
                 if tokio::time::timeout(Duration::ZERO, future).await.is_ok() {
@@ -107,7 +126,7 @@ mod tests {
                 }
             }
             drop(members);
-            assert_eq!((level.value(), crowd.members.borrow().len()), (0, 0));
+            assert_eq!((b.value(), everyone.value(), crowd.members.borrow().len()), (0, 0, 0));
             ended
         })
     }
@@ -115,7 +134,10 @@ mod tests {
     #[test]
     fn t6_the_oldest_of_whoever_is_short_of_places_goes() {
         assert!(ended_by(Shortage::None).is_empty());
-        assert_eq!(ended_by(Shortage::OfListener), [1]);
-        assert_eq!(ended_by(Shortage::OfProcess), [0]);
+        assert_eq!(ended_by(Shortage::OfListener(2)), [1, 3]);
+        assert!(ended_by(Shortage::OfListener(3)).is_empty());
+        assert_eq!(ended_by(Shortage::OfProcess(0)), [0, 1]);
+        assert_eq!(ended_by(Shortage::OfProcess(4)), [0]);
+        assert!(ended_by(Shortage::OfProcess(5)).is_empty());
     }
 }

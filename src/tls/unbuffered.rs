@@ -118,7 +118,14 @@ impl Driver {
         if let Some(asked) = take_asked() {
             self.asked = Some(asked);
         }
-        let (next, blocked) = match state.map_err(Some)? {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                self.discard(discard);
+                return Err(Some(error));
+            }
+        };
+        let (next, blocked) = match state {
             ConnectionState::EncodeTlsData(data) => {
                 encode(data, &mut self.outgoing);
                 (Next::Again, false)
@@ -131,13 +138,18 @@ impl Driver {
             ConnectionState::WriteTraffic(_) => (Next::Done, false),
             _ => return Err(None),
         };
-        self.incoming.drain(..discard);
-        self.whole -= discard;
+        self.discard(discard);
         if blocked && let Some(length) = self.next_record() {
             self.whole += length;
             return Ok(Next::Again);
         }
         Ok(next)
+    }
+
+    /// Forgets what rustls is done with.
+    fn discard(&mut self, length: usize) {
+        self.incoming.drain(..length);
+        self.whole -= length;
     }
 
     /// The length of the whole record behind what rustls has seen.
@@ -192,11 +204,14 @@ impl Driver {
         if unknown {
             self.outgoing = acceptor::unrecognized_name().to_vec();
         } else {
-            // rustls has its alert ready, behind what it had said before.
-            while let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(data)), .. } =
-                tls.process_tls_records(&mut [])
-            {
+            // rustls has its alert ready, behind what it had said before. When it has no more it looks at what it was
+            // shown once again, and that has to be there.
+            loop {
+                let shown = self.incoming.get_mut(..self.whole).unwrap_or_default();
+                let UnbufferedStatus { discard, state, .. } = tls.process_tls_records(shown);
+                let Ok(ConnectionState::EncodeTlsData(data)) = state else { break };
                 encode(data, &mut self.outgoing);
+                self.discard(discard);
             }
         }
         let _ = self.flush().await;

@@ -68,9 +68,9 @@ fn s27_o10_every_scrape_adds_up_and_bytes_are_the_clients_own() {
     gate.finish();
 }
 
-/// A debug build takes twenty times as long.
+/// A debug build takes twenty times as long, and more beside other tests.
 fn allowed_for_a_scrape() -> Duration {
-    Duration::from_millis(if cfg!(debug_assertions) { 600 } else { 20 })
+    Duration::from_millis(if cfg!(debug_assertions) { 3_000 } else { 20 })
 }
 
 #[test]
