@@ -24,6 +24,7 @@ mod limits;
 mod metrics;
 mod operate;
 mod overload;
+mod pressure;
 mod relay;
 mod reload;
 mod renewal;
