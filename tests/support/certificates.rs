@@ -45,6 +45,13 @@ impl Authority {
         Self::sign(&parameters)
     }
 
+    /// It ends so many seconds from now.
+    pub fn brief_leaf(names: &[&str], seconds: u64) -> Leaf {
+        let mut parameters = parameters(names);
+        parameters.not_after = (std::time::SystemTime::now() + std::time::Duration::from_secs(seconds)).into();
+        Self::sign(&parameters)
+    }
+
     fn sign(parameters: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, &AUTHORITY).unwrap();
