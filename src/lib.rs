@@ -41,6 +41,7 @@ pub mod listener;
 pub mod worker;
 pub mod health;
 pub mod running;
+pub mod expiry;
 pub mod watch;
 pub mod admin;
 pub mod service;

@@ -49,24 +49,23 @@ struct Mark {
 
 /// Orders a reload whenever a file has changed since `read_at`, when the configuration that runs was about to be read.
 pub async fn watch(live: Arc<Live>, counter: Counter, read_at: SystemTime) {
-    let Some(config) = live.config.clone() else { return };
     let directories = Directories::new();
     let directories = directories.inspect_err(|error| warn!(%error, "files are looked at every {POLL:?}")).ok();
-    let mut known = look(&live, &config, directories.as_ref()).await;
+    let mut known = look(&live, directories.as_ref()).await;
     let mut is_due = known.values().flatten().any(|mark| mark.is_after(read_at - LAG));
     loop {
         while !is_due {
             wait(directories.as_ref()).await;
-            is_due = look(&live, &config, directories.as_ref()).await != known;
+            is_due = look(&live, directories.as_ref()).await != known;
         }
-        let settled = settle(&live, &config, directories.as_ref()).await;
+        let settled = settle(&live, directories.as_ref()).await;
         if live.running().loaded.config.global.watch
             && counter.order(Who::Watch, Task::Reload { force: false }).await.is_err()
         {
             return;
         }
         // Another configuration may name other files. What changed while it was read has changed since.
-        let now = look(&live, &config, directories.as_ref()).await;
+        let now = look(&live, directories.as_ref()).await;
         is_due = now.iter().any(|(path, mark)| settled.get(path).is_some_and(|before| before != mark));
         known = now;
     }
@@ -87,12 +86,12 @@ async fn wait(directories: Option<&Directories>) {
 }
 
 /// Until nothing changes any more; how it is then.
-async fn settle(live: &Arc<Live>, config: &Path, directories: Option<&Directories>) -> Marks {
+async fn settle(live: &Arc<Live>, directories: Option<&Directories>) -> Marks {
     let begin = Instant::now();
-    let (mut marks, mut last) = (look(live, config, directories).await, begin);
+    let (mut marks, mut last) = (look(live, directories).await, begin);
     while last.elapsed() < QUIET && begin.elapsed() < RESTLESS {
         sleep(STEP).await;
-        let now = look(live, config, directories).await;
+        let now = look(live, directories).await;
         if now != marks {
             (marks, last) = (now, Instant::now());
         }
@@ -101,10 +100,10 @@ async fn settle(live: &Arc<Live>, config: &Path, directories: Option<&Directorie
 }
 
 /// How every file is now, on a thread where a file system may take its time; and their directories are watched from here on.
-async fn look(live: &Arc<Live>, config: &Path, directories: Option<&Directories>) -> Marks {
-    let (live, config) = (Arc::clone(live), config.to_owned());
+async fn look(live: &Arc<Live>, directories: Option<&Directories>) -> Marks {
+    let live = Arc::clone(live);
     let looked = tokio::task::spawn_blocking(move || {
-        let marks: Marks = names(&live, config).into_iter().map(marked).collect();
+        let marks: Marks = names(&live).into_iter().map(marked).collect();
         let places = marks.keys().flat_map(|path| places(path)).collect::<BTreeSet<_>>();
         (marks, places)
     });
@@ -122,8 +121,10 @@ fn marked(path: PathBuf) -> (PathBuf, Option<Mark>) {
 }
 
 /// The configuration, what it names where it runs, and what it names where it may have been refused.
-fn names(live: &Live, config: PathBuf) -> BTreeSet<PathBuf> {
+fn names(live: &Live) -> BTreeSet<PathBuf> {
     let mut names: BTreeSet<_> = live.running().loaded.files().map(Path::to_owned).collect();
+    // What was started without a file still serves certificates from files.
+    let Some(config) = live.config.clone() else { return names };
     if let Ok(source) = load::read(&config) {
         let base = config.parent().unwrap_or(Path::new(""));
         if let Ok((config, _)) = config::parse(&source.text, base) {

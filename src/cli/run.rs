@@ -55,6 +55,7 @@ pub(super) fn serve(
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
+    messages::tell_panics();
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;

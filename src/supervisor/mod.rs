@@ -27,6 +27,7 @@ use crate::{
     backend::Backend,
     config::{self, Diagnostic, code::CANNOT_START},
     crew::{self, Command, Crew},
+    expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
@@ -121,6 +122,7 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     admin.ready.store(true, Ordering::Relaxed);
     admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin))));
+    admin_tasks.push(tokio::spawn(expiry::watch(Arc::clone(&live))));
     admin_tasks.push(tokio::spawn(watch(Arc::clone(&live), counter.clone(), options.read_at)));
     let (retire, retired) = oneshot::channel();
     let (live_, provider) = (Arc::clone(&live), Arc::clone(provider));

@@ -7,5 +7,7 @@ pub mod host;
 pub mod listen;
 pub mod passed;
 pub mod pipe;
+pub mod presence;
 pub mod probe;
+pub mod reserve;
 pub mod socket;

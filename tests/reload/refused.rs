@@ -183,7 +183,7 @@ fn l3_a_bad_certificate_is_refused_and_the_old_one_is_served() {
 fn t15_an_expired_certificate_does_not_stop_other_changes() {
     let backend = Backend::echo();
     let gate = super::plan(&(https("") + &pool("", &[backend.address])));
-    Authority::write(gate.path(), "foobar.com", &Authority::brief_leaf(&["foobar.com"], 3));
+    Authority::write(gate.path(), "foobar.com", &Authority::leaf_for(&["foobar.com"], Duration::from_secs(3)));
     let begin = Instant::now();
     let gate = gate.start();
     Authority::write(gate.directory.path(), "old", &Authority::expired_leaf(&["foobar.com"]));
