@@ -85,9 +85,6 @@ impl Bound {
     /// closed: what the kernel has answered and we have not accepted would be reset. One that somebody else keeps open resets
     /// nobody, and would turn the clients of the next process away too: it stays as it is.
     pub fn turn_away(&self) -> io::Result<()> {
-        if self.is_lent {
-            return Ok(());
-        }
         // A filter of a TCP socket sees the TCP header. The byte at 13 holds the flags: SYN without ACK is a beginning.
         const FLAGS: u32 = 13;
         const SYN_AND_ACK: u32 = 0x12;
@@ -96,6 +93,9 @@ impl Bound {
         const AND: u16 = 0x54;
         const JUMP_IF_EQUAL: u16 = 0x15;
         const RETURN: u16 = 0x06;
+        if self.is_lent {
+            return Ok(());
+        }
         self.socket.attach_filter(&[
             SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
             SockFilter::new(AND, 0, 0, SYN_AND_ACK),
