@@ -50,6 +50,8 @@ pub enum Refused {
     Unknown(String),
     /// The request makes no sense.
     Invalid(String),
+    /// The process is stopping, so nothing is changed any more.
+    Stopping,
 }
 
 impl Control {
@@ -84,7 +86,7 @@ impl Control {
         let who = Who::Operator { uid: peer.uid, pid: peer.pid };
         let is_plan = matches!(task, Task::Plan { .. });
         let verdict = self.counter.order(who, task).await;
-        let verdict = verdict.map_err(|_| Refused::Invalid("the process is stopping".to_owned()))?;
+        let verdict = verdict.map_err(|_| Refused::Stopping)?;
         let Verdict { accepted, differences, needs_restart, diagnostics, source } = verdict;
         let result = match (accepted, is_plan) {
             (false, _) => "refused",

@@ -65,6 +65,10 @@ impl Target {
     ) -> Result<(T, String), Failure> {
         let body = serde_json::to_vec(request).context("cannot write the request")?;
         let (status, answer) = self.ask(Method::POST, path, body.into(), ORDER_PATIENCE)?;
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            eprintln!("error: the process is stopping");
+            return Err(Failure::Kept);
+        }
         if status != StatusCode::CONFLICT && !status.is_success() {
             return Err(no_answer(status, &answer));
         }
