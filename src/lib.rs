@@ -41,7 +41,9 @@ pub mod listener;
 pub mod worker;
 pub mod health;
 pub mod admin;
+pub mod doors;
 pub mod service;
+pub mod upgrade;
 // floor 5: the process.
 pub mod supervisor;
 pub mod cli;

@@ -20,15 +20,33 @@ pub struct Port {
     /// Index of the listener in the configuration.
     pub listener: usize,
     pub name: Arc<str>,
+    /// As written: its port may be 0.
+    pub bind: SocketAddr,
     pub address: SocketAddr,
-    /// One that all workers share, or one for each.
+    /// One that all workers share, or one for each. An upgrade may leave more or fewer of them than there are workers.
     sockets: Vec<Bound>,
 }
 
+/// The sockets of one bind that the process before this one has given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its place among all that were given.
+    pub place: usize,
+    pub listener: String,
+    /// As written for that process.
+    pub bind: SocketAddr,
+    pub sockets: Vec<Bound>,
+}
+
 impl Port {
-    /// The socket of worker number `worker`.
-    pub fn socket(&self, worker: usize) -> Option<&Bound> {
-        self.sockets.get(worker).or(self.sockets.first())
+    /// The sockets that worker number `worker` of so many accepts from. Each socket has somebody.
+    pub fn sockets_of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &Bound> {
+        self.sockets.iter().skip(worker % self.sockets.len().max(1)).step_by(workers.max(1))
+    }
+
+    /// All of them.
+    pub fn sockets(&self) -> &[Bound] {
+        &self.sockets
     }
 
     /// Lets nobody begin a connection any more.
@@ -40,22 +58,33 @@ impl Port {
     }
 }
 
-/// Binds every address, with `sockets` of each, or takes the one that is among `passed`. Every failure is told, not only the
-/// first.
-pub fn bind(config: &Config, sockets: usize, mut passed: Vec<Bound>) -> Result<Vec<Port>, Vec<Diagnostic>> {
+/// Binds every address, with `sockets` of each, or takes what is among `inherited` or `passed`; what is not needed stays in
+/// `inherited`. Every failure is told, not only the first.
+///
+/// An inherited port gets no further sockets, however many workers there are: if this process fails before it serves, clients
+/// in their queues would be reset.
+pub fn bind(
+    config: &Config,
+    sockets: usize,
+    mut passed: Vec<Bound>,
+    inherited: &mut Vec<Inherited>,
+) -> Result<Vec<Port>, Vec<Diagnostic>> {
     let mut ports = Vec::new();
     let mut failures = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         for bind in &listener.binds {
-            let ready = passed.extract_if(.., |socket| socket.address() == bind.value).next();
+            let ready = inherit(inherited, &listener.name, bind.value).or_else(|| {
+                passed.extract_if(.., |socket| socket.address() == bind.value).next().map(|socket| vec![socket])
+            });
             let bound = match ready {
-                Some(socket) => Ok(vec![socket]),
+                Some(sockets) => Ok(sockets),
                 None => bind_one(bind.value, v6_only(config, bind.value), sockets),
             };
             match bound {
                 Ok(sockets) => ports.push(Port {
                     listener: index,
                     name: listener.name.as_str().into(),
+                    bind: bind.value,
                     address: sockets.first().map_or(bind.value, Bound::address),
                     sockets,
                 }),
@@ -67,6 +96,16 @@ pub fn bind(config: &Config, sockets: usize, mut passed: Vec<Bound>) -> Result<V
         warn!(address = %socket.address(), "the service manager passes a socket that no listener has");
     }
     if failures.is_empty() { Ok(ports) } else { Err(failures) }
+}
+
+/// The sockets for this bind. Where the kernel chose the port, the listener has to be the same; otherwise it may have another
+/// name now.
+fn inherit(inherited: &mut Vec<Inherited>, listener: &str, bind: SocketAddr) -> Option<Vec<Bound>> {
+    let is_meant = |port: &mut Inherited| {
+        let is_same = port.bind == bind && (bind.port() != 0 || port.listener == listener);
+        is_same || port.sockets.first().is_some_and(|socket| socket.address() == bind)
+    };
+    inherited.extract_if(.., is_meant).next().map(|port| port.sockets)
 }
 
 /// The listening sockets that the service manager has bound for us.

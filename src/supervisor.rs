@@ -4,8 +4,6 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,28 +14,27 @@ use std::{
 };
 
 use rustls::crypto::CryptoProvider;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    task::JoinHandle as Task,
-};
+use tokio::task::JoinHandle as Task;
 
 use tracing::{info, warn};
 
 use crate::{
     access_log::{self, AccessLog},
-    admin::{self, control::Control},
-    config::{
-        self, Auto, Config, Diagnostic, ZeroCopy,
-        code::{CANNOT_LISTEN, CANNOT_START},
+    admin::{
+        self,
+        control::{Control, UpgradeOrder},
     },
+    config::{self, Auto, Config, Diagnostic, ZeroCopy, code::CANNOT_START},
     crew::{self, Command, Crew, Inbox},
+    doors::{self, Doors},
     health::{Checkers, Watch},
     load::Loaded,
     metrics::{Registry, render},
-    ports::{self, Port, cannot_listen},
+    ports::{self, Port},
     service,
     site::Site,
     sys::{host, probe},
+    upgrade::{Estate, Inheritance, Launch, Predecessor, Successor},
     worker::{self, Assignment},
 };
 
@@ -46,6 +43,12 @@ const RESERVED_DESCRIPTORS: usize = 64;
 
 /// How long clients wait for the first verdicts of checks (traps B3).
 const WARM_UP: Duration = Duration::from_secs(2);
+
+/// How often a process that drains tells its successor what it counts.
+const REPORTS: Duration = Duration::from_millis(250);
+
+/// What those may take that are still at the admin listeners when there is a successor.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Off switches that only the command line has.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +71,6 @@ pub struct Gate {
     pub limits: Limits,
     /// How long connections may take to end by themselves when the process stops.
     drain: Duration,
-    admin_address: SocketAddr,
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     ports: Vec<Port>,
     workers: Workers,
@@ -76,8 +78,13 @@ pub struct Gate {
     _checkers: Arc<Checkers>,
     admin: Arc<admin::State>,
     admin_tasks: Vec<Task<()>>,
-    /// Removed when this is dropped.
-    _admin_socket: Option<SocketFile>,
+    doors: Doors,
+    registry: Arc<Registry>,
+    site: Arc<Site>,
+    /// Upgrades that are asked for.
+    orders: tokio::sync::mpsc::Receiver<UpgradeOrder>,
+    /// Ends when the process before this one has.
+    predecessor: Option<Task<()>>,
     log: Option<access_log::Guard>,
 }
 
@@ -125,20 +132,23 @@ struct Template {
     log: Option<AccessLog>,
 }
 
-/// Binds every address, asks every backend once, starts every thread and returns when all of them accept.
+/// Binds every address or takes it from `heir`, asks every backend once, starts every thread and returns when all of them
+/// accept.
 ///
 /// Must be called on the control runtime, which then serves the admin listener and the checks.
-pub async fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
+pub async fn start(
+    loaded: &Loaded,
+    options: Options,
+    provider: &Arc<CryptoProvider>,
+    mut heir: Option<Inheritance>,
+) -> Result<Gate, Vec<Diagnostic>> {
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
     let site = Site::build(loaded, limits.connections, provider, &registry)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
     let site = Arc::new(site);
-    let shared = options.reuseport && limits.workers > 1;
-    let ports = ports::bind(config, if shared { limits.workers } else { 1 }, ports::passed())?;
-    let (admin_listener, admin_address) = bind_admin(config)?;
-    let admin_socket = bind_socket(config)?;
+    let (ports, doors) = open(config, &limits, options, heir.as_mut())?;
     let (log, guard) = start_log(&config.log, &registry)?;
     let template = Template {
         zero_copy: tried_paths(config.global.zero_copy, options),
@@ -146,40 +156,91 @@ pub async fn start(loaded: &Loaded, options: Options, provider: &Arc<CryptoProvi
         registry: Arc::clone(&registry),
         log,
     };
-    let admin = Arc::new(admin::State {
-        allow: config.admin.allow.clone(),
-        hosts: Vec::new(),
-        ready: AtomicBool::new(false),
-        metrics: Box::new({
-            let (registry, site) = (Arc::clone(&registry), Arc::clone(&site));
-            move |format| render(&registry, &site.gauges(), format)
-        }),
-    });
-    let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
+    let admin = admin_state(config, &registry, &site, heir.is_some());
+    let no_admin = |error| vec![cannot_start("the admin server does not start", &error)];
+    let mut admin_tasks = vec![doors.serve_tcp(&admin).map_err(no_admin)?];
     let (handles, inboxes): (Vec<_>, Vec<_>) = (0..limits.workers).map(|_| crew::channel()).unzip();
     let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    if let Some(heir) = &heir {
+        heir.recall(&site);
+    }
     let checkers = Arc::new(watch_backends(loaded, &site, &registry, &crew).await);
-    let control = Arc::new(Control::new(&admin, &crew, &site, &ports, &checkers));
-    let admin_socket = admin_socket.map(|(listener, file)| {
-        admin_tasks.push(tokio::spawn(admin::serve_unix(listener, control)));
-        file
-    });
+    let (sender, orders) = tokio::sync::mpsc::channel(1);
+    let control = Arc::new(Control::new(&admin, &crew, &site, &ports, (&checkers, sender)));
+    admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
+    let before = match heir {
+        Some(heir) => Some(succeed(heir, &registry).await?),
+        None => None,
+    };
     let workers = start_workers(&limits, &site, &ports, &template, (crew, inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     admin.ready.store(true, Ordering::Relaxed);
+    admin.doors.send_replace(admin::Doors::Open);
+    let predecessor = match before {
+        Some(before) => Some(begin_to_serve(before, &registry).await?),
+        None => None,
+    };
     admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin))));
     Ok(Gate {
         limits,
         drain: config.drain,
-        admin_address,
         ports,
         workers,
         _checkers: checkers,
         admin,
         admin_tasks,
-        _admin_socket: admin_socket,
+        doors,
+        registry,
+        site,
+        orders,
+        predecessor,
         log: guard,
     })
+}
+
+/// The listening sockets of clients and those of the admin listener.
+fn open(
+    config: &Config,
+    limits: &Limits,
+    options: Options,
+    heir: Option<&mut Inheritance>,
+) -> Result<(Vec<Port>, Doors), Vec<Diagnostic>> {
+    let shared = options.reuseport && limits.workers > 1;
+    let (mut no_ports, mut no_doors) = (Vec::new(), doors::Inherited::default());
+    let (inherited, inherited_doors) =
+        heir.map_or((&mut no_ports, &mut no_doors), |heir| (&mut heir.ports, &mut heir.doors));
+    let ports = ports::bind(config, if shared { limits.workers } else { 1 }, ports::passed(), inherited)?;
+    Ok((ports, Doors::open(config, inherited_doors)?))
+}
+
+fn admin_state(config: &Config, registry: &Arc<Registry>, site: &Arc<Site>, shut: bool) -> Arc<admin::State> {
+    Arc::new(admin::State {
+        allow: config.admin.allow.clone(),
+        hosts: Vec::new(),
+        ready: AtomicBool::new(false),
+        metrics: Box::new({
+            let (registry, site) = (Arc::clone(registry), Arc::clone(site));
+            move |format| render(&registry, &site.gauges(), format)
+        }),
+        // The process before this one answers until it knows that this one can.
+        doors: tokio::sync::watch::channel(if shut { admin::Doors::Shut } else { admin::Doors::Open }).0,
+        seats: admin::seats(),
+    })
+}
+
+/// Tells the process before this one that only workers are missing, and waits until they are wanted.
+async fn succeed(heir: Inheritance, registry: &Registry) -> Result<Predecessor, Vec<Diagnostic>> {
+    let (before, totals) =
+        heir.prepared().await.map_err(|error| vec![cannot_start("the upgrade broke off", &error)])?;
+    registry.inherit(&totals);
+    Ok(before)
+}
+
+/// Tells it that this one accepts, and counts what it still counts.
+async fn begin_to_serve(before: Predecessor, registry: &Arc<Registry>) -> Result<Task<()>, Vec<Diagnostic>> {
+    before.serving().await.map_err(|error| vec![cannot_start("the upgrade broke off", &error)])?;
+    let registry = Arc::clone(registry);
+    Ok(tokio::spawn(async move { before.count(&registry).await }))
 }
 
 /// Starts the checks and waits for the first verdict of each backend: no client is sent to one that was never asked
@@ -204,32 +265,97 @@ async fn watch_backends(loaded: &Loaded, site: &Site, registry: &Registry, crew:
 impl Gate {
     /// Every address that takes connections, with the real ports: the listeners' and `admin`.
     pub fn listening(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.ports.iter().map(|port| (&*port.name, port.address)).chain([("admin", self.admin_address)])
+        self.ports.iter().map(|port| (&*port.name, port.address)).chain([("admin", self.doors.address)])
+    }
+
+    /// The next upgrade that is asked for.
+    pub async fn next_order(&mut self) -> Option<UpgradeOrder> {
+        self.orders.recv().await
+    }
+
+    /// Has a new process serve. While this goes on, and if it fails or is dropped, this one serves as ever.
+    pub async fn upgrade(&self, launch: &Launch) -> Result<Successor, String> {
+        let estate = Estate { ports: &self.ports, doors: &self.doors, site: &self.site };
+        let mut successor = Successor::prepare(launch, &estate).await?;
+        // From here on scrapes wait for the one whose counters go on.
+        self.admin.shut().await;
+        let served = successor.go(self.registry.totals()).await;
+        if let Err(reason) = served {
+            drop(successor);
+            self.admin.doors.send_replace(admin::Doors::Open);
+            return Err(reason);
+        }
+        Ok(successor)
     }
 
     /// Takes no new connections and leaves the live ones the time that the configuration gives them; when `hurry` is ready,
-    /// they end at once. Then ends every thread and writes the log out.
-    pub async fn leave(self, hurry: impl Future<Output = ()>) {
+    /// they end at once. Then ends every thread and writes the log out. `successor` has taken this process's place.
+    pub async fn leave(mut self, successor: Option<Successor>, hurry: impl Future<Output = ()>) {
         self.admin.ready.store(false, Ordering::Relaxed);
         let crew = Arc::clone(&self.workers.crew);
         let connections = crew.connections();
         info!(connections, seconds = self.drain.as_secs_f64(), "draining");
-        service::stopping(connections, self.drain);
-        // Workers hold duplicates: the last of a socket closes when its queue is empty.
-        self.ports.iter().for_each(Port::turn_away);
-        drop(self.ports);
+        self.part(successor.as_ref(), connections);
         crew.tell(|| Command::Drain(self.drain));
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
+        let end = tokio::time::Instant::now() + self.drain;
+        let last = async {
+            let _ = (&mut ended).await;
+            // What the process before still counts would be lost with this one.
+            if let (Some(before), Some(_)) = (self.predecessor, &successor) {
+                let _ = tokio::time::timeout_at(end, before).await;
+            }
+        };
         tokio::select! {
-            _ = &mut ended => {}
+            () = last => {}
+            () = report(successor.as_ref(), &self.registry) => {}
             () = hurry => {
                 crew.tell(|| Command::Stop);
                 let _ = ended.await;
             }
         }
-        self.admin_tasks.iter().for_each(Task::abort);
+        if successor.is_none() {
+            self.admin_tasks.iter().for_each(Task::abort);
+        }
+        for task in self.admin_tasks {
+            // The answer to who wanted the upgrade has to get out.
+            let _ = tokio::time::timeout(LAST_ANSWERS, task).await;
+        }
         drop(self.log);
+        if let Some(successor) = successor {
+            successor.take_leave(self.registry.totals()).await;
+        }
+    }
+
+    /// Closes the sockets that nobody else has, and leaves the others alone.
+    fn part(&mut self, successor: Option<&Successor>, connections: u64) {
+        let taken = successor.map(Successor::taken).cloned().unwrap_or_default();
+        if let Some(successor) = successor {
+            service::succeeded(successor.pid());
+            self.admin.doors.send_replace(admin::Doors::Left);
+        } else {
+            service::stopping(connections, self.drain);
+            self.admin.doors.send_replace(admin::Doors::Open);
+        }
+        if taken.socket {
+            self.doors.leave_file();
+        }
+        // Workers hold duplicates: the last of a socket closes when its queue is empty.
+        for (place, port) in self.ports.drain(..).enumerate() {
+            if !taken.ports.contains(&place) {
+                port.turn_away();
+            }
+        }
+    }
+}
+
+/// Tells the successor what is counted, without end.
+async fn report(successor: Option<&Successor>, registry: &Registry) {
+    let Some(successor) = successor else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(REPORTS).await;
+        successor.report(registry.totals()).await;
     }
 }
 
@@ -297,7 +423,8 @@ fn start_workers(
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let mut sockets = Vec::new();
         for port in ports {
-            if let (Some(socket), Some(frontend)) = (port.socket(index), site.frontends.get(port.listener)) {
+            let Some(frontend) = site.frontends.get(port.listener) else { continue };
+            for socket in port.sockets_of(index, limits.workers) {
                 sockets.push((socket.duplicate()?, Arc::clone(frontend)));
             }
         }
@@ -320,48 +447,6 @@ fn start_workers(
         return Err(io::Error::other("it ended before it accepted anything"));
     }
     Ok(workers)
-}
-
-fn bind_admin(config: &Config) -> Result<(TcpListener, SocketAddr), Vec<Diagnostic>> {
-    let bind = || -> io::Result<_> {
-        let listener = std::net::TcpListener::bind(config.admin.bind)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok((TcpListener::from_std(listener)?, address))
-    };
-    bind().map_err(|error| {
-        let diagnostic = cannot_listen(config.admin.bind, &error, None);
-        vec![diagnostic.note("this is the admin listener: [admin] bind")]
-    })
-}
-
-/// A unix socket in the file system.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Binds `[admin] socket` for its owner alone. What a process that was killed has left behind is replaced.
-fn bind_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, Vec<Diagnostic>> {
-    let Some(path) = &config.admin.socket else { return Ok(None) };
-    let bind = || -> io::Result<_> {
-        if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        let file = SocketFile(path.clone());
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Some((listener, file)))
-    };
-    bind().map_err(|error| {
-        let message = format!("cannot listen on `{}`: {error}", path.display());
-        let help = "its folder must exist and be writable, and no other process may listen there";
-        vec![Diagnostic::error(CANNOT_LISTEN, message).note("this is [admin] socket").help(help)]
-    })
 }
 
 fn start_log(

@@ -29,3 +29,4 @@ mod spread;
 mod support;
 mod tls;
 mod up_check;
+mod upgrade;

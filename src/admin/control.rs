@@ -9,10 +9,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     State,
-    answers::{self, Changed, Connections, Which},
+    answers::{self, Changed, Connections, Upgraded, Which},
 };
 use crate::{
     backend::{Backend, Health},
@@ -38,6 +39,9 @@ pub struct Control {
     crew: Arc<Crew>,
     /// What runs now.
     view: Box<dyn Fn() -> View + Send + Sync>,
+    upgrades: mpsc::Sender<UpgradeOrder>,
+    /// One at a time.
+    upgrading: Semaphore,
     started: Instant,
 }
 
@@ -57,7 +61,12 @@ pub enum Refused {
     Unknown(String),
     /// The request makes no sense.
     Invalid(String),
+    /// It was tried, or is not possible now: everything is as it was.
+    Kept(String),
 }
+
+/// An upgrade that an operator wants, to be answered.
+pub type UpgradeOrder = oneshot::Sender<Result<Upgraded, String>>;
 
 impl Control {
     /// For what runs from the start to the end.
@@ -66,7 +75,7 @@ impl Control {
         crew: &Arc<Crew>,
         site: &Arc<Site>,
         ports: &[Port],
-        checkers: &Arc<Checkers>,
+        (checkers, upgrades): (&Arc<Checkers>, mpsc::Sender<UpgradeOrder>),
     ) -> Self {
         let (site, checkers) = (Arc::clone(site), Arc::clone(checkers));
         let addresses: Arc<[_]> = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
@@ -75,7 +84,14 @@ impl Control {
             addresses: Arc::clone(&addresses),
             checks: checkers.reports().collect(),
         };
-        Self { state: Arc::clone(state), crew: Arc::clone(crew), view: Box::new(view), started: Instant::now() }
+        Self {
+            state: Arc::clone(state),
+            crew: Arc::clone(crew),
+            view: Box::new(view),
+            upgrades,
+            upgrading: Semaphore::new(1),
+            started: Instant::now(),
+        }
     }
 
     pub fn status(&self) -> answers::Status {
@@ -148,6 +164,19 @@ impl Control {
             }
             _ => Err(Refused::Invalid(format!("a weight is a number from 0 to {MOST}"))),
         }
+    }
+
+    /// Has a new process take the place of this one.
+    pub async fn upgrade(&self) -> Result<Upgraded, Refused> {
+        let kept = |reason: &str| Refused::Kept(reason.to_owned());
+        let Ok(_alone) = self.upgrading.try_acquire() else { return Err(kept("an upgrade is under way")) };
+        let leaving = || kept("this process stops, or another has taken its place");
+        if !self.state.ready.load(Ordering::Relaxed) {
+            return Err(leaving());
+        }
+        let (order, answer) = oneshot::channel();
+        self.upgrades.send(order).await.map_err(|_| leaving())?;
+        answer.await.map_err(|_| leaving())?.map_err(Refused::Kept)
     }
 
     fn change(

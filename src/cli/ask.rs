@@ -73,7 +73,8 @@ impl Target {
             return say(&if self.json { String::from_utf8_lossy(&answer).into_owned() } else { text(&parsed) });
         }
         let refusal = serde_json::from_slice(&answer).map(|Refusal { error }| error);
-        Err(Failure::Other(anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")))))
+        let refusal = anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")));
+        Err(if status == StatusCode::CONFLICT { Failure::Kept(refusal) } else { Failure::Other(refusal) })
     }
 
     /// The one that is named, else the one of the configuration, else the usual one.

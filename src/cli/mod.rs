@@ -11,8 +11,10 @@ mod signals;
 mod status;
 mod table;
 mod up;
+mod upgrade;
 
 use std::{
+    fmt,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -28,9 +30,10 @@ use crate::{
     tls::acceptor,
 };
 
-/// Exit codes (product contract): the input is wrong; no process answers; the command line is wrong.
+/// Exit codes (product contract): the input is wrong; no process answers; everything is as it was; the command line is wrong.
 const WRONG_INPUT: u8 = 1;
 const UNREACHABLE: u8 = 2;
+const KEPT: u8 = 3;
 const USAGE: u8 = 64;
 
 /// Where the configuration is when nobody says.
@@ -64,6 +67,8 @@ enum Verb {
     Kill(connections::Kill),
     /// The certificates of the running process
     Cert(certificates::Arguments),
+    /// Put a new binary in the place of the running process, without losing a connection
+    Upgrade(upgrade::Arguments),
 }
 
 /// Which configuration file.
@@ -93,6 +98,7 @@ pub fn main() -> ExitCode {
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
         Verb::Cert(arguments) => certificates::certificates(&arguments),
+        Verb::Upgrade(arguments) => upgrade::upgrade(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,6 +114,10 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(UNREACHABLE)
         }
+        Err(Failure::Kept(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(KEPT)
+        }
     }
 }
 
@@ -119,6 +129,8 @@ enum Failure {
     Other(anyhow::Error),
     /// No running process answers.
     Unreachable(anyhow::Error),
+    /// The running process does not do it, and goes on as it was.
+    Kept(anyhow::Error),
 }
 
 /// Diagnostics and the text they point into.
@@ -157,13 +169,26 @@ fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure
     Ok(loaded)
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => f.write_str(refused.text(false).trim_end()),
+            Self::Other(error) | Self::Unreachable(error) | Self::Kept(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl Refused {
+    fn text(&self, styled: bool) -> String {
+        diagnostic::render(&self.diagnostics, &self.source.path, &self.source.text, styled)
+    }
+}
+
 fn print_diagnostics(refused: &Refused) {
-    let Refused { diagnostics, source } = refused;
-    if diagnostics.is_empty() {
+    if refused.diagnostics.is_empty() {
         return;
     }
-    let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
+    let text = refused.text(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
 }

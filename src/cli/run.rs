@@ -5,13 +5,15 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{ConfigArgument, Failure, load_file, provider, signals::Signals};
 use crate::{
+    admin::answers::Upgraded,
     load::{Loaded, Text},
     messages, service,
     supervisor::{self, Gate, Options},
+    upgrade::{Launch, Successor, Summons},
 };
 
 #[derive(Debug, clap::Args)]
@@ -27,47 +29,102 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let provider = provider();
-    let (source, loaded) = load_file(&arguments.config.config, &provider)?;
-    let options = Options { reuseport: !arguments.no_reuseport, rustls_records: arguments.rustls_records };
-    serve(&source, &loaded, options, &provider, |_| Ok(()))
+    let summons = Summons::heard().context("cannot take the place of the process before")?;
+    let result = load_and_serve(arguments, summons.as_ref());
+    if let (Err(failure), Some(summons)) = (&result, &summons) {
+        summons.refuse(&failure.to_string());
+    }
+    result
 }
 
-/// Runs until a signal; `started` is called when clients are served.
+fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<(), Failure> {
+    let provider = provider();
+    let (source, loaded) = load_file(&arguments.config.config, &provider)?;
+    if let Some(summons) = summons {
+        summons.loaded().context("the upgrade broke off")?;
+    }
+    let options = Options { reuseport: !arguments.no_reuseport, rustls_records: arguments.rustls_records };
+    serve(&source, &loaded, options, (&provider, summons), |_| Ok(()))
+}
+
+/// Runs until a signal, or until another process has taken its place; `started` is called when clients are served.
 pub(super) fn serve(
     source: &Text,
     loaded: &Loaded,
     options: Options,
-    provider: &Arc<CryptoProvider>,
+    (provider, summons): (&Arc<CryptoProvider>, Option<&Summons>),
     started: impl FnOnce(&Gate) -> anyhow::Result<()>,
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
+    let launch = Launch::of_this_process().map_err(|error| error.to_string());
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot take signals over")?;
+        let heir = match summons {
+            Some(summons) => Some(summons.follow().await.context("the upgrade broke off")?),
+            None => None,
+        };
         // The start waits for the first verdicts of checks.
         let gate = tokio::select! {
-            gate = supervisor::start(loaded, options, provider) => gate,
+            gate = supervisor::start(loaded, options, provider, heir) => gate,
             signal = signals.stop() => {
                 info!(signal, "stopping before the start was complete");
                 return Ok(());
             }
         };
-        let gate = gate.map_err(|errors| Failure::refused(errors, source))?;
+        let mut gate = gate.map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;
         service::ready();
-        let signal = signals.stop().await;
-        info!(signal, "stopping; a second signal ends every connection at once");
+        let successor = until_replaced(&mut gate, &mut signals, &launch).await;
         let hurry = async {
             let signal = signals.stop().await;
             info!(signal, "ending every connection");
         };
-        gate.leave(hurry).await;
+        gate.leave(successor, hurry).await;
         info!("stopped");
         Ok(())
     })
+}
+
+/// Serves until a signal, or until another process has taken its place.
+async fn until_replaced(gate: &mut Gate, signals: &mut Signals, launch: &Result<Launch, String>) -> Option<Successor> {
+    loop {
+        let order = tokio::select! {
+            Some(order) = gate.next_order() => order,
+            signal = signals.stop() => {
+                info!(signal, "stopping; a second signal ends every connection at once");
+                return None;
+            }
+        };
+        let upgrade = async {
+            match launch {
+                Ok(launch) => gate.upgrade(launch).await,
+                Err(error) => Err(format!("this process does not know how it was started: {error}")),
+            }
+        };
+        let result = tokio::select! {
+            result = upgrade => result,
+            signal = signals.stop() => {
+                info!(signal, "stopping, and with it the upgrade; a second signal ends every connection at once");
+                return None;
+            }
+        };
+        match result {
+            Ok(successor) => {
+                let (pid, release) = (successor.pid(), successor.release());
+                info!(pid, release, "another process has taken the place of this one");
+                let upgraded = Upgraded { pid, version: release.to_owned(), before: std::process::id() };
+                let _ = order.send(Ok(upgraded));
+                return Some(successor);
+            }
+            Err(reason) => {
+                warn!(reason, "upgrade refused: this process goes on");
+                let _ = order.send(Err(reason));
+            }
+        }
+    }
 }
 
 /// The control thread is the one that calls; blocking work gets threads of its own.

@@ -133,7 +133,8 @@ impl Checkers {
                     report,
                     hindrances: Hindrances::default(),
                     close: Arc::clone(&watch.close),
-                    first: Some(first_sender.clone()),
+                    // Where something is known already, nobody has to wait.
+                    first: (backend.health() == Health::Unknown).then(|| first_sender.clone()),
                 };
                 let seed = RandomState::new();
                 tasks.spawn(checker.run(begin, seed));
@@ -146,8 +147,10 @@ impl Checkers {
     /// Waits until every backend has its first verdict, and tells how many have none when the time is over.
     pub async fn first_verdicts(&mut self, patience: Duration) -> usize {
         // Nobody sends anything: the channel ends with its last sender.
-        let _ = tokio::time::timeout(patience, self.first.recv()).await;
-        self.reports().filter(|report| report.last.is_none()).count()
+        match tokio::time::timeout(patience, self.first.recv()).await {
+            Ok(_) => 0,
+            Err(_) => self.reports().filter(|report| report.last.is_none()).count(),
+        }
     }
 
     /// What is known of each backend that is checked, in the order of the configuration.

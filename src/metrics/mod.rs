@@ -10,6 +10,7 @@ mod histogram;
 pub mod labels;
 pub mod registry;
 mod render;
+mod totals;
 
 pub use cells::{
     BackendCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
@@ -24,3 +25,4 @@ pub use labels::{
 };
 pub use registry::{Registry, Reloads};
 pub use render::render;
+pub use totals::Totals;

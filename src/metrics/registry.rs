@@ -17,15 +17,24 @@ use super::{
 #[derive(Debug)]
 pub struct Registry {
     workers: PerWorker<WorkerCells>,
-    listeners: Named<String, ListenerCells>,
-    rules: Named<(String, RuleAction), RuleCells>,
-    pools: Named<String, PoolCells>,
+    pub(super) listeners: Named<String, ListenerCells>,
+    pub(super) rules: Named<(String, RuleAction), RuleCells>,
+    pub(super) pools: Named<String, PoolCells>,
     /// By pool and backend.
-    backends: Named<(String, String), BackendCells>,
+    pub(super) backends: Named<(String, String), BackendCells>,
     /// By pool and backend; the control thread alone writes them.
-    checks: Named<(String, String), CheckCells>,
+    pub(super) checks: Named<(String, String), CheckCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
+    before: Mutex<Before>,
+}
+
+/// What the processes before this one counted and no block of cells holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    dropped: u64,
+    applied: u64,
+    refused: u64,
 }
 
 /// Every block under its name, in the order of the names.
@@ -41,7 +50,7 @@ pub struct Reloads {
 }
 
 #[derive(Debug)]
-struct Named<K, T> {
+pub(super) struct Named<K, T> {
     workers: usize,
     cells: Mutex<BTreeMap<K, Arc<PerWorker<T>>>>,
 }
@@ -57,6 +66,7 @@ impl Registry {
             checks: Named::new(1),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
+            before: Mutex::default(),
         }
     }
 
@@ -104,7 +114,7 @@ impl Registry {
     }
 
     pub fn records_dropped(&self) -> u64 {
-        self.log_records_dropped.load(Ordering::Relaxed)
+        self.log_records_dropped.load(Ordering::Relaxed) + self.before().dropped
     }
 
     pub fn count_reload(&self, applied: bool) {
@@ -118,7 +128,20 @@ impl Registry {
     }
 
     pub fn reloads(&self) -> Reloads {
-        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+        let (own, before) = (*self.reloads.lock().unwrap_or_else(PoisonError::into_inner), self.before());
+        Reloads { applied: own.applied + before.applied, refused: own.refused + before.refused, ..own }
+    }
+
+    /// What the processes before counted; none of it shrinks.
+    pub(super) fn set_before(&self, dropped: u64, applied: u64, refused: u64) {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.dropped = before.dropped.max(dropped);
+        before.applied = before.applied.max(applied);
+        before.refused = before.refused.max(refused);
+    }
+
+    fn before(&self) -> Before {
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn listeners(&self) -> All<String, ListenerCells> {
@@ -150,6 +173,12 @@ impl<K: Ord + Clone, T: Default> Named<K, T> {
     fn cells(&self, key: K) -> Arc<PerWorker<T>> {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(cells.entry(key).or_insert_with(|| Arc::new(PerWorker::new(self.workers))))
+    }
+
+    /// The cells of a name, if anybody has asked for them.
+    pub(super) fn find(&self, key: &K) -> Option<Arc<PerWorker<T>>> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.get(key).map(Arc::clone)
     }
 
     fn forget_unused(&self) {

@@ -149,7 +149,7 @@ fn relay(registry: &Registry) {
         let fallbacks = workers.sum(|cells| cells.fallbacks.at(*reason).value());
         count("sluicegate_relay_fallbacks_total", &labels, fallbacks);
     }
-    for (worker, cells) in workers.iter().enumerate() {
+    for (worker, cells) in workers.own().enumerate() {
         let labels = [("worker", &*worker.to_string())];
         show("sluicegate_worker_connections", &labels, cells.connections.value() as f64);
     }

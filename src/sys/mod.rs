@@ -4,6 +4,7 @@ pub mod clock;
 pub mod file;
 pub mod host;
 pub mod listen;
+pub mod packets;
 pub mod passed;
 pub mod pipe;
 pub mod probe;

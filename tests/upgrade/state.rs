@@ -1,0 +1,214 @@
+//! L2, L6, L7: what the new process has from the one before.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::net::UnixDatagram,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+use super::{site, start};
+use crate::support::{
+    Backend, Gate, Lineage, Metrics, Process, SOON, Variant,
+    backend::Refusing,
+    client,
+    gate::{backend, pool, tcp},
+    wait_until,
+};
+
+/// Every counter by its name and labels.
+fn counters(metrics: &Metrics) -> BTreeMap<String, f64> {
+    let is_counter = |name: &str| name.ends_with("_total") || name.ends_with("_count") || name.ends_with("_bucket");
+    let own = metrics.0.iter().filter(|s| s.name.starts_with("sluicegate_") && is_counter(&s.name));
+    own.map(|s| (format!("{} {:?}", s.name, s.labels), s.value)).collect()
+}
+
+#[test]
+fn l2_no_counter_decreases_over_ten_upgrades() {
+    const UPGRADES: u64 = 10;
+    let server = Backend::echo();
+    let mut lineage = start(&(site(server.address, "") + "[log]\naccess = \"off\"\n"));
+    let (address, admin) = (lineage.gate.address("tcp"), lineage.gate.address("admin"));
+    let stop = AtomicBool::new(false);
+    let mut exchanged = 0_u64;
+    let scrapes = thread::scope(|scope| {
+        let scraping = scope.spawn(|| {
+            let (mut last, mut scrapes) = (counters(&Metrics::scrape(admin)), 0);
+            while !stop.load(Ordering::Relaxed) {
+                let now = counters(&Metrics::scrape(admin));
+                for (name, value) in &last {
+                    let now = now.get(name).unwrap_or_else(|| panic!("{name} is gone"));
+                    assert!(now >= value, "{name}: {value}, then {now}");
+                }
+                (last, scrapes) = (now, scrapes + 1);
+            }
+            scrapes
+        });
+        for _ in 0..UPGRADES {
+            // It says more to the process before after the next one serves.
+            let mut held = client::connect(address);
+            for _ in 0..20 {
+                client::exchange(&mut client::connect(address), b"x");
+                exchanged += 1;
+            }
+            client::exchange(&mut held, b"before");
+            lineage.upgrade();
+            client::exchange(&mut held, b"after");
+            exchanged += 11;
+        }
+        lineage.wait_alone(SOON);
+        stop.store(true, Ordering::Relaxed);
+        scraping.join().unwrap()
+    });
+    let metrics = lineage.gate.metrics();
+    println!("L2: {UPGRADES} upgrades, {scrapes} scrapes");
+    assert_eq!(metrics.count("sluicegate_listener_accepted_total", &[]), UPGRADES * 21);
+    assert_eq!(metrics.outcome("client_closed"), UPGRADES * 21);
+    for name in ["sluicegate_listener_received_bytes_total", "sluicegate_listener_sent_bytes_total"] {
+        assert_eq!(metrics.count(name, &[]), exchanged, "{name}");
+    }
+    assert_eq!(metrics.count("sluicegate_connection_duration_seconds_count", &[]), UPGRADES * 21);
+    lineage.finish();
+}
+
+#[test]
+fn l7_three_hundred_sockets_go_over_in_one_upgrade() {
+    let server = Backend::echo();
+    let binds: Vec<_> = (0..150).map(|n| format!("\"127.0.{}.{}:0\"", 1 + n / 100, 1 + n % 100)).collect();
+    let toml =
+        format!("[listener.tcp]\nbind = [{}]\npool = \"web\"\n", binds.join(", ")) + &pool("", &[server.address]);
+    let plan = Gate::plan(&toml).variant(Variant { workers: 2, ..Variant::chosen() });
+    let mut lineage = Lineage::start(plan);
+    for _ in 0..2 {
+        lineage.upgrade();
+        lineage.wait_alone(SOON);
+        for address in lineage.gate.addresses("tcp").into_iter().step_by(7) {
+            client::exchange(&mut client::connect(address), b"here");
+        }
+    }
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", lineage.pid())).unwrap().count();
+    println!("{} addresses, {descriptors} descriptors", lineage.gate.addresses("tcp").len());
+    lineage.finish();
+}
+
+#[test]
+fn the_process_before_may_die_as_soon_as_the_new_one_serves() {
+    let server = Backend::echo();
+    let mut lineage = start(&site(server.address, ""));
+    let mut held = client::connect(lineage.gate.address("tcp"));
+    client::exchange(&mut held, b"held");
+    let pid = lineage.upgrade();
+    lineage.gate.process.signal(Signal::KILL);
+    client::exchange(&mut client::connect(lineage.gate.address("tcp")), b"served");
+    // It had a connection, which has ended with it.
+    let metrics = lineage.gate.wait_outcome("drained", 1);
+    assert_eq!(metrics.count("sluicegate_listener_accepted_total", &[]), 2);
+    assert_eq!(lineage.pid(), pid);
+    drop(held);
+    lineage.gate.wait_quiet();
+    lineage.signal(Signal::TERM);
+    wait_until(SOON, "the end", || lineage.gate.process.messages().iter().any(|m| m["message"] == "stopped"));
+    lineage.gate.ended();
+}
+
+#[test]
+fn l6_b3_what_is_known_of_backends_is_known_to_the_new_process() {
+    let (good, drained, dead) = (Backend::named("good"), Backend::named("drained"), Refusing::new());
+    let check =
+        "[pool.web]\nretries = 0\noutlier = \"off\"\ncheck = { type = \"tcp\", every = \"60s\", timeout = \"2s\" }\n";
+    let toml = tcp("")
+        + check
+        + &backend("a", good.address, "")
+        + &backend("b", drained.address, "")
+        + &backend("c", dead.address, "");
+    let mut lineage = Lineage::start(Gate::plan(&toml).checked());
+    let run = |words: &[&str]| {
+        let ended = Process::run(&[words, &["--socket", "admin.sock"]].concat(), lineage.directory(), SOON);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    run(&["backend", "drain", "web/b"]);
+    run(&["backend", "weight", "web/a", "7"]);
+    lineage.upgrade();
+    for _ in 0..30 {
+        assert_eq!(client::ask(lineage.gate.address("tcp")), "good");
+    }
+    lineage.wait_alone(SOON);
+    let metrics = lineage.gate.metrics();
+    assert_eq!(metrics.count("sluicegate_backend_weight", &[("backend", "a")]), 7);
+    assert_eq!(metrics.count("sluicegate_backend_connect_failures_total", &[]), 0, "nobody was sent to the dead one");
+    lineage.finish();
+}
+
+#[test]
+fn a_new_process_does_not_wait_for_checks_whose_verdict_is_known() {
+    // It answers the first check and no other.
+    let server = Backend::start(|mut stream, number| {
+        if number == 0 {
+            let _ = std::io::Write::write_all(&mut stream, b"well");
+        } else {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+    let check = "check = { type = \"send_expect\", expect = \"well\", every = \"60s\", timeout = \"30s\" }";
+    let mut lineage = Lineage::start(Gate::plan(&(tcp("") + &pool(check, &[server.address]))).checked());
+    let begin = Instant::now();
+    lineage.upgrade();
+    let took = begin.elapsed();
+    println!("served after {took:?}");
+    assert!(took < Duration::from_millis(1_900), "{took:?}");
+    assert_eq!(lineage.gate.metrics().count("sluicegate_pool_backends", &[("state", "up")]), 1);
+    lineage.finish();
+}
+
+#[test]
+fn listeners_may_come_and_go_with_an_upgrade() {
+    let server = Backend::echo();
+    let more = "[listener.old]\nbind = \"127.0.0.1:0\"\npool = \"web\"\n";
+    let mut lineage = start(&site(server.address, more));
+    let (old, path) = (lineage.gate.address("old"), lineage.directory().join("sluicegate.toml"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("listener.old", "listener.new").replace("workers = 2", "workers = 3")).unwrap();
+    lineage.upgrade();
+    wait_until(SOON, "an address that nobody has", || std::net::TcpStream::connect(old).is_err());
+    let new = lineage.gate.process.messages().into_iter().filter(|m| m["listener"] == "new");
+    let new = new.map(|m| m["address"].as_str().unwrap().parse().unwrap()).next().expect("a new listener");
+    client::exchange(&mut client::connect(new), b"new");
+    client::exchange(&mut client::connect(lineage.gate.address("tcp")), b"kept");
+    lineage.wait_alone(SOON);
+    lineage.gate.wait_metrics("quiet", |m| m.count("sluicegate_listener_connections", &[]) == 0);
+    lineage.signal(Signal::TERM);
+    lineage.wait_end();
+}
+
+#[test]
+fn the_service_manager_follows_the_new_process() {
+    let server = Backend::echo();
+    let plan = Gate::plan(&site(server.address, "")).admin("socket = \"admin.sock\"");
+    let manager = UnixDatagram::bind(plan.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let hear = || {
+        let mut bytes = [0; 4096];
+        let count = manager.recv(&mut bytes).expect("a word of a process");
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let line = "export NOTIFY_SOCKET=\"$PWD/notify\" WATCHDOG_USEC=300000 WATCHDOG_PID=$$";
+    let mut lineage = Lineage::start_after(plan, line);
+    let pid = lineage.upgrade();
+    let main = std::iter::repeat_with(hear).find(|word| word.contains("MAINPID=")).unwrap();
+    assert!(main.contains(&format!("MAINPID={pid}\n")), "{main}");
+    lineage.wait_alone(SOON);
+    // What waits was said before.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 4096]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    for _ in 0..3 {
+        assert!(hear().contains("WATCHDOG=1"), "the new process is watched");
+    }
+    lineage.signal(Signal::TERM);
+    assert!(std::iter::repeat_with(hear).any(|word| word.contains("STOPPING=1")));
+    lineage.wait_end();
+}
