@@ -3,6 +3,7 @@
 use std::{
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -64,9 +65,9 @@ impl Lineage {
 
     /// Puts the binary there again; the file is a new one each time.
     pub fn restore(&self) {
-        let new = self.program.with_extension("new");
-        put(&new);
-        std::fs::rename(&new, &self.program).unwrap();
+        // Renaming over another name of the same file does nothing.
+        let _ = std::fs::remove_file(&self.program);
+        put(&self.program);
     }
 
     /// Runs the verb, whatever comes of it.
@@ -154,6 +155,16 @@ impl Drop for Heir {
         if !self.is_gone() {
             let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         }
+    }
+}
+
+/// Sets it when the test is over, however it ends: threads of a scope are waited for.
+#[derive(Debug)]
+pub struct Over<'s>(pub &'s AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,7 @@ use super::{site, start};
 use crate::support::{
     Backend, Load, SOON, Variant, WebServer, client, full,
     gate::{pool, tcp},
+    lineage::Over,
     load::{faults, slowest},
     wait_until,
 };
@@ -125,6 +126,7 @@ fn a5_upgrades_reset_and_refuse_nobody() {
                 }
             });
         }
+        let _over = Over(&stop);
         for number in 0..upgrades {
             let begin = served.load(Ordering::Relaxed);
             wait_until(SOON, "clients", || served.load(Ordering::Relaxed) > begin + 200);
@@ -132,7 +134,6 @@ fn a5_upgrades_reset_and_refuse_nobody() {
             std::fs::write(&path, text.replace("workers = 2", &format!("workers = {workers}"))).unwrap();
             lineage.upgrade();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let (served, faults) = (served.into_inner(), faults.into_inner().unwrap());
     println!("A5: {upgrades} upgrades, n = {served}, {} failed", faults.len());

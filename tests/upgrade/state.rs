@@ -16,6 +16,7 @@ use crate::support::{
     backend::Refusing,
     client,
     gate::{backend, pool, tcp},
+    lineage::Over,
     wait_until,
 };
 
@@ -47,6 +48,7 @@ fn l2_no_counter_decreases_over_ten_upgrades() {
             }
             scrapes
         });
+        let over = Over(&stop);
         for _ in 0..UPGRADES {
             // It says more to the process before after the next one serves.
             let mut held = client::connect(address);
@@ -60,7 +62,7 @@ fn l2_no_counter_decreases_over_ten_upgrades() {
             exchanged += 11;
         }
         lineage.wait_alone(SOON);
-        stop.store(true, Ordering::Relaxed);
+        drop(over);
         scraping.join().unwrap()
     });
     let metrics = lineage.gate.metrics();
