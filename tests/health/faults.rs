@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 
 use super::{backends, full, is_up, transitions};
 use crate::support::{
-    Backend, Gate, Load, SOON, WebServer, client,
+    Backend, Gate, LATE, Load, SOON, WebServer, client,
     gate::tcp,
     load::{faults, slowest},
     wait_for, wait_until,
@@ -100,6 +100,32 @@ fn s3_a_stopped_backend_is_out_within_three_seconds_and_back_after_two_checks() 
     assert!(out <= Duration::from_secs(3), "{out:?}");
     assert!(back <= Duration::from_secs(2), "{back:?}");
     assert_eq!(super::reasons(&gate), ["connected, but no answer within 1s"]);
+    gate.finish();
+}
+
+#[test]
+fn s20_a_rate_limited_backend_gets_less_and_is_not_blamed() {
+    let Some(mut servers) = (0..3).map(|_| WebServer::start()).collect::<Option<Vec<_>>>() else { return };
+    // An answer has about 180 bytes: more than a second of it.
+    servers[0].limit(100);
+    let policy = "[pool.web]\nbalance = \"least_conn\"\nslow_start = \"0s\"\n";
+    let toml = tcp("") + policy + &backends(&addresses(&servers)) + "[log]\naccess = \"off\"\n";
+    let gate = Gate::plan(&toml).checked().start();
+    let load = Load::start(gate.address("tcp"), 400, 16);
+    wait_until(LATE, "load", || load.count() >= 1_500);
+    let visits = load.finish();
+    let metrics = gate.metrics();
+    let got = |backend| metrics.count("sluicegate_backend_connections_total", &[("backend", backend)]);
+    let (limited, fast) = (got("b0"), got("b1") + got("b2"));
+    println!(
+        "S20: {} connections, {limited} at the limited backend, {fast} at the others, slowest {:?}",
+        visits.len(),
+        slowest(&visits)
+    );
+    assert!(faults(&visits).is_empty(), "{:?}", faults(&visits));
+    assert!(limited > 0 && limited * 9 < limited + fast, "less than a third of a fair share");
+    assert!(is_up(&metrics, "b0"), "slow is not down");
+    assert_eq!(transitions(&metrics, "down"), 0, "and not ejected");
     gate.finish();
 }
 

@@ -19,6 +19,8 @@ pub struct WebServer {
     child: Option<Child>,
     /// The network namespace it lives in.
     namespace: Option<String>,
+    /// Bytes of each answer that it sends in a second.
+    limit: Option<u32>,
     pub address: SocketAddr,
     /// The same over TLS, for foobar.com.
     pub tls: SocketAddr,
@@ -43,9 +45,17 @@ impl WebServer {
         let directory = TempDir::new().unwrap();
         Authority::write(directory.path(), "foobar.com", &Authority::leaf(&["foobar.com"]));
         let namespace = namespace.map(str::to_owned);
-        let mut server = Self { program, directory, child: None, namespace, address, tls };
+        let mut server = Self { program, directory, child: None, namespace, limit: None, address, tls };
         server.revive();
         Some(server)
+    }
+
+    /// From now on it sends each answer at so many bytes a second.
+    #[track_caller]
+    pub fn limit(&mut self, bytes_per_second: u32) {
+        self.kill();
+        self.limit = Some(bytes_per_second);
+        self.revive();
     }
 
     /// Starts it again after [`Self::kill`].
@@ -94,6 +104,9 @@ impl WebServer {
             "daemon off;\nmaster_process off;\npid {directory}/nginx.pid;\nevents {{ worker_connections 1024; }}\n\
              http {{\n  access_log off;\n  default_type text/plain;\n  lingering_close off;\n"
         );
+        if let Some(limit) = self.limit {
+            writeln!(text, "  limit_rate {limit};").unwrap();
+        }
         for name in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
             writeln!(text, "  {name}_temp_path {directory}/{name};").unwrap();
         }
