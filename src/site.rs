@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 
 use crate::{
     backend::Health,
@@ -11,7 +11,7 @@ use crate::{
     metrics::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, Registry},
     pool::Pool,
     sys::clock::{self, Moment},
-    tls::{acceptor::Policy, certificates::Certificates},
+    tls::{acceptor::Policy, certificates::Certificates, tickets::Tickets},
 };
 
 /// A configuration that runs.
@@ -60,7 +60,7 @@ impl Site {
                 Some(tls) => {
                     let certificates = Certificates::new(&materials.certificates, tls.strict_sni);
                     // Keys of its own: a ticket of one listener is worth nothing at another (traps T4).
-                    let tickets = aws_lc_rs::Ticketer::new()?;
+                    let tickets = Arc::new(Tickets::new()?);
                     Some(Policy::new(certificates, tls.min_version, &tls.alpn, provider, tickets)?)
                 }
                 None => None,

@@ -1,5 +1,7 @@
 //! The process: binds, starts the workers, answers the admin listener, stops.
 
+mod succession;
+
 use std::{
     hash::{BuildHasher, RandomState},
     io,
@@ -34,18 +36,16 @@ use crate::{
     service,
     site::Site,
     sys::{host, probe},
-    upgrade::{Estate, Inheritance, Launch, Predecessor, Successor},
+    upgrade::{Inheritance, Successor},
     worker::{self, Assignment},
 };
+use succession::{begin_to_serve, report, succeed};
 
 /// Descriptors kept for the admin listener, log files and reading configurations.
 const RESERVED_DESCRIPTORS: usize = 64;
 
 /// How long clients wait for the first verdicts of checks (traps B3).
 const WARM_UP: Duration = Duration::from_secs(2);
-
-/// How often a process that drains tells its successor what it counts.
-const REPORTS: Duration = Duration::from_millis(250);
 
 /// What those may take that are still at the admin listeners when there is a successor.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -85,6 +85,8 @@ pub struct Gate {
     orders: tokio::sync::mpsc::Receiver<UpgradeOrder>,
     /// Ends when the process before this one has.
     predecessor: Option<Task<()>>,
+    /// Tells the service manager that the process is alive.
+    alive: Task<()>,
     log: Option<access_log::Guard>,
 }
 
@@ -180,7 +182,7 @@ pub async fn start(
         Some(before) => Some(begin_to_serve(before, &registry).await?),
         None => None,
     };
-    admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin))));
+    let alive = tokio::spawn(service::watch(Arc::clone(&workers.crew), Arc::clone(&admin)));
     Ok(Gate {
         limits,
         drain: config.drain,
@@ -194,6 +196,7 @@ pub async fn start(
         site,
         orders,
         predecessor,
+        alive,
         log: guard,
     })
 }
@@ -228,21 +231,6 @@ fn admin_state(config: &Config, registry: &Arc<Registry>, site: &Arc<Site>, shut
     })
 }
 
-/// Tells the process before this one that only workers are missing, and waits until they are wanted.
-async fn succeed(heir: Inheritance, registry: &Registry) -> Result<Predecessor, Vec<Diagnostic>> {
-    let (before, totals) =
-        heir.prepared().await.map_err(|error| vec![cannot_start("the upgrade broke off", &error)])?;
-    registry.inherit(&totals);
-    Ok(before)
-}
-
-/// Tells it that this one accepts, and counts what it still counts.
-async fn begin_to_serve(before: Predecessor, registry: &Arc<Registry>) -> Result<Task<()>, Vec<Diagnostic>> {
-    before.serving().await.map_err(|error| vec![cannot_start("the upgrade broke off", &error)])?;
-    let registry = Arc::clone(registry);
-    Ok(tokio::spawn(async move { before.count(&registry).await }))
-}
-
 /// Starts the checks and waits for the first verdict of each backend: no client is sent to one that was never asked
 /// (traps B3). Meanwhile clients wait in the queues of the bound sockets.
 async fn watch_backends(loaded: &Loaded, site: &Site, registry: &Registry, crew: &Arc<Crew>) -> Checkers {
@@ -266,26 +254,6 @@ impl Gate {
     /// Every address that takes connections, with the real ports: the listeners' and `admin`.
     pub fn listening(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
         self.ports.iter().map(|port| (&*port.name, port.address)).chain([("admin", self.doors.address)])
-    }
-
-    /// The next upgrade that is asked for.
-    pub async fn next_order(&mut self) -> Option<UpgradeOrder> {
-        self.orders.recv().await
-    }
-
-    /// Has a new process serve. While this goes on, and if it fails or is dropped, this one serves as ever.
-    pub async fn upgrade(&self, launch: &Launch) -> Result<Successor, String> {
-        let estate = Estate { ports: &self.ports, doors: &self.doors, site: &self.site };
-        let mut successor = Successor::prepare(launch, &estate).await?;
-        // From here on scrapes wait for the one whose counters go on.
-        self.admin.shut().await;
-        let served = successor.go(self.registry.totals()).await;
-        if let Err(reason) = served {
-            drop(successor);
-            self.admin.doors.send_replace(admin::Doors::Open);
-            return Err(reason);
-        }
-        Ok(successor)
     }
 
     /// Takes no new connections and leaves the live ones the time that the configuration gives them; when `hurry` is ready,
@@ -322,40 +290,11 @@ impl Gate {
             // The answer to who wanted the upgrade has to get out.
             let _ = tokio::time::timeout(LAST_ANSWERS, task).await;
         }
+        self.alive.abort();
         drop(self.log);
         if let Some(successor) = successor {
             successor.take_leave(self.registry.totals()).await;
         }
-    }
-
-    /// Closes the sockets that nobody else has, and leaves the others alone.
-    fn part(&mut self, successor: Option<&Successor>, connections: u64) {
-        let taken = successor.map(Successor::taken).cloned().unwrap_or_default();
-        if let Some(successor) = successor {
-            service::succeeded(successor.pid());
-            self.admin.doors.send_replace(admin::Doors::Left);
-        } else {
-            service::stopping(connections, self.drain);
-            self.admin.doors.send_replace(admin::Doors::Open);
-        }
-        if taken.socket {
-            self.doors.leave_file();
-        }
-        // Workers hold duplicates: the last of a socket closes when its queue is empty.
-        for (place, port) in self.ports.drain(..).enumerate() {
-            if !taken.ports.contains(&place) {
-                port.turn_away();
-            }
-        }
-    }
-}
-
-/// Tells the successor what is counted, without end.
-async fn report(successor: Option<&Successor>, registry: &Registry) {
-    let Some(successor) = successor else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(REPORTS).await;
-        successor.report(registry.totals()).await;
     }
 }
 

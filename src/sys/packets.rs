@@ -19,6 +19,7 @@ use rustix::{
     process::getppid,
 };
 use tokio::{io::Interest, net::UnixStream};
+use zeroize::Zeroizing;
 
 /// Most bytes of a packet. Several of them fit into the socket's buffer, also where that is small.
 pub const MAX_PACKET: usize = 32 * 1024;
@@ -37,7 +38,8 @@ pub struct AsyncPackets(UnixStream);
 /// What one packet brought.
 #[derive(Debug)]
 pub struct Packet {
-    pub bytes: Vec<u8>,
+    /// Wiped when it is dropped: there may be keys in it.
+    pub bytes: Zeroizing<Vec<u8>>,
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -89,7 +91,7 @@ impl AsyncPackets {
 
     /// The next packet; `None` when the other process has closed its end.
     pub async fn receive(&self) -> io::Result<Option<Packet>> {
-        let mut buffer = vec![0; MAX_PACKET];
+        let mut buffer = Zeroizing::new(vec![0; MAX_PACKET]);
         self.0.async_io(Interest::READABLE, || receive(&self.0, &mut buffer)).await
     }
 }
@@ -124,7 +126,7 @@ fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<Packet>> {
     }
     // Nobody sends an empty packet: this is the end.
     let bytes = buffer.get(..received.bytes).filter(|bytes| !bytes.is_empty());
-    Ok(bytes.map(|bytes| Packet { bytes: bytes.to_vec(), descriptors }))
+    Ok(bytes.map(|bytes| Packet { bytes: Zeroizing::new(bytes.to_vec()), descriptors }))
 }
 
 #[cfg(test)]

@@ -5,4 +5,5 @@ pub mod certificates;
 pub mod client;
 pub mod pem;
 pub mod record;
+pub mod tickets;
 pub mod unbuffered;

@@ -15,7 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    VARIABLE, memory,
+    VARIABLE,
+    memory::Memory,
     message::{Deed, Giver, Heir, Line, PortDeed, Silence, Taken},
 };
 use crate::{doors::Doors, metrics::Totals, ports::Port, site::Site, sys::packets::Packets};
@@ -110,7 +111,7 @@ impl Estate<'_> {
             ports: ports.collect(),
             admin: self.doors.bind,
             socket: self.doors.unix().map(|(path, _)| path.to_owned()),
-            pools: memory::of(self.site),
+            memory: Memory::of(self.site),
         };
         (deed, descriptors)
     }

@@ -1,5 +1,5 @@
-//! What a process knows of its backends, so that the next one need not find out again (traps B3, L6): health, ejections,
-//! slow starts, and what the operator has changed.
+//! What a process knows, so that the next one need not find out again (traps B3, L6): of backends their health, ejections,
+//! slow starts and what the operator has changed, and the keys of session tickets (T5).
 
 use std::net::SocketAddr;
 
@@ -11,11 +11,28 @@ use crate::{
     pool,
     site::Site,
     sys::clock,
+    tls::tickets::SavedKeys,
 };
+
+/// What is known.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Memory {
+    pools: Vec<Pool>,
+    listeners: Vec<Listener>,
+}
+
+/// A listener with TLS.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listener {
+    name: String,
+    /// For which it has certificates. A ticket that was given for others is worth nothing (traps T4).
+    names: Vec<String>,
+    keys: SavedKeys,
+}
 
 /// What is known of one pool.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Pool {
+struct Pool {
     name: String,
     /// The question that its backends are asked, as text. What was answered to another one means nothing.
     question: Option<String>,
@@ -36,9 +53,43 @@ struct Backend {
     stamps: Stamps,
 }
 
-/// Everything that is known now.
-pub(super) fn of(site: &Site) -> Vec<Pool> {
-    let pools = site.pools.iter().map(|pool| {
+impl Memory {
+    /// Everything that is known now.
+    pub(super) fn of(site: &Site) -> Self {
+        let tls = site.frontends.iter().filter_map(|frontend| Some((&frontend.name, frontend.tls.as_ref()?)));
+        let listeners = tls.map(|(name, tls)| Listener {
+            name: name.to_string(),
+            names: names(site, name),
+            keys: tls.tickets().save(),
+        });
+        Self { pools: site.pools.iter().map(|pool| Pool::of(pool)).collect(), listeners: listeners.collect() }
+    }
+
+    /// Recalls it for a site that nobody uses yet. What is configured differently now begins anew.
+    pub(super) fn recall(&self, site: &Site) {
+        for pool in &site.pools {
+            if let Some(known) = self.pools.iter().find(|known| *known.name == *pool.name) {
+                known.recall(pool);
+            }
+        }
+        for frontend in &site.frontends {
+            let known = self.listeners.iter().find(|known| *known.name == *frontend.name);
+            let known = known.filter(|known| known.names == names(site, &frontend.name));
+            if let (Some(known), Some(tls)) = (known, &frontend.tls) {
+                tls.tickets().recall(&known.keys);
+            }
+        }
+    }
+}
+
+/// The names that a listener has certificates for.
+fn names(site: &Site, listener: &str) -> Vec<String> {
+    let own = site.served_certificates().filter(|certificate| certificate.listener == listener);
+    own.flat_map(|certificate| certificate.names.iter().cloned()).collect()
+}
+
+impl Pool {
+    fn of(pool: &pool::Pool) -> Self {
         let shares = [Role::Active, Role::Backup].into_iter().flat_map(|role| pool.shares(role));
         let backends = shares.map(|(backend, weight, written)| Backend {
             name: backend.name.to_string(),
@@ -53,21 +104,9 @@ pub(super) fn of(site: &Site) -> Vec<Pool> {
             written,
             stamps: backend.stamps(),
         });
-        Pool { name: pool.name.to_string(), question: pool.question(), backends: backends.collect() }
-    });
-    pools.collect()
-}
-
-/// Recalls it for a site that nobody uses yet. What is configured differently now begins anew.
-pub(super) fn recall(known: &[Pool], site: &Site) {
-    for pool in &site.pools {
-        if let Some(known) = known.iter().find(|known| *known.name == *pool.name) {
-            known.recall(pool);
-        }
+        Self { name: pool.name.to_string(), question: pool.question(), backends: backends.collect() }
     }
-}
 
-impl Pool {
     fn recall(&self, pool: &pool::Pool) {
         let now = clock::coarse();
         let is_same = self.question == pool.question();

@@ -12,8 +12,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
-use super::memory;
+use super::memory::Memory;
 use crate::{
     metrics::Totals,
     sys::packets::{AsyncPackets, MAX_DESCRIPTORS, MAX_PACKET, Packets},
@@ -65,8 +66,7 @@ pub struct Deed {
     /// The bind of the admin listener, as written.
     pub admin: SocketAddr,
     pub socket: Option<PathBuf>,
-    /// What is known of backends.
-    pub pools: Vec<memory::Pool>,
+    pub memory: Memory,
 }
 
 /// The sockets of one bind.
@@ -114,7 +114,7 @@ impl Line {
 
     /// Says something that comes with descriptors.
     pub(super) async fn give(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let json = serde_json::to_vec(message)?;
+        let json = Zeroizing::new(serde_json::to_vec(message)?);
         let mut bytes = json.chunks(MAX_PACKET - HEADER);
         let mut descriptors = descriptors.chunks(MAX_DESCRIPTORS);
         loop {
@@ -128,7 +128,7 @@ impl Line {
 
     /// The next message, and its descriptors.
     pub(super) async fn hear<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), Silence> {
-        let (mut json, mut descriptors) = (Vec::new(), Vec::new());
+        let (mut json, mut descriptors) = (Zeroizing::new(Vec::new()), Vec::new());
         loop {
             let packet = self.0.receive().await.map_err(Silence::Broken)?.ok_or(Silence::Closed)?;
             let Some((&[high, low, more], part)) = packet.bytes.split_first_chunk::<HEADER>() else {
@@ -162,9 +162,9 @@ pub(super) fn failed(reason: &str) -> Heir {
     Heir::Failed { reason: reason.get(..end).unwrap_or_default().to_owned() }
 }
 
-fn packet(part: &[u8], more: bool) -> Vec<u8> {
+fn packet(part: &[u8], more: bool) -> Zeroizing<Vec<u8>> {
     let [high, low] = VERSION.to_be_bytes();
-    [&[high, low, u8::from(more)], part].concat()
+    Zeroizing::new([&[high, low, u8::from(more)], part].concat())
 }
 
 impl fmt::Display for Silence {

@@ -10,7 +10,8 @@ use std::{
 use tokio::time::timeout;
 
 use super::{
-    VARIABLE, memory,
+    VARIABLE,
+    memory::Memory,
     message::{Deed, Giver, Heir, Line, Silence, Taken, failed, say_now},
 };
 use crate::{
@@ -31,7 +32,7 @@ pub struct Inheritance {
     /// Ports that nobody has taken yet.
     pub ports: Vec<Inherited>,
     pub doors: doors::Inherited,
-    pools: Vec<memory::Pool>,
+    memory: Memory,
     given: usize,
     line: Line,
 }
@@ -97,12 +98,12 @@ impl Inheritance {
         }
         let tcp = Some((deed.admin, TcpListener::from(next()?)));
         let unix = deed.socket.map(|path| next().map(|socket| (path, UnixListener::from(socket)))).transpose()?;
-        Ok(Self { ports, doors: doors::Inherited { tcp, unix }, pools: deed.pools, given, line })
+        Ok(Self { ports, doors: doors::Inherited { tcp, unix }, memory: deed.memory, given, line })
     }
 
-    /// Puts what is known of backends into a site that nobody uses yet.
+    /// Puts what is known into a site that nobody uses yet.
     pub fn recall(&self, site: &Site) {
-        memory::recall(&self.pools, site);
+        self.memory.recall(site);
     }
 
     /// Everything is ready but the workers. Returns when they are to be started, with what was counted before; what is left

@@ -129,7 +129,7 @@ fn a5_upgrades_reset_and_refuse_nobody() {
         let _over = Over(&stop);
         for number in 0..upgrades {
             let begin = served.load(Ordering::Relaxed);
-            wait_until(SOON, "clients", || served.load(Ordering::Relaxed) > begin + 200);
+            wait_until(SOON, "clients", || served.load(Ordering::Relaxed) > begin + 1_000);
             let workers = [1, 4, 2, 2][number % 4];
             std::fs::write(&path, text.replace("workers = 2", &format!("workers = {workers}"))).unwrap();
             lineage.upgrade();

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     os::unix::net::UnixDatagram,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +22,33 @@ use crate::support::{
     lineage::Over,
     wait_until,
 };
+
+/// What a service manager has been told.
+#[derive(Debug, Clone, Default)]
+struct Manager(Arc<Mutex<String>>);
+
+impl Manager {
+    /// To the end of the test: nobody who tells it something may have to wait.
+    fn listen(socket: UnixDatagram) -> Self {
+        let manager = Self::default();
+        let words = Arc::clone(&manager.0);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count) = socket.recv(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+                words.lock().unwrap().push_str(&text);
+                if text.contains("STOPPING=1") {
+                    return;
+                }
+            }
+        });
+        manager
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+}
 
 /// Every counter by its name and labels.
 fn counters(metrics: &Metrics) -> BTreeMap<String, f64> {
@@ -191,26 +221,17 @@ fn the_service_manager_follows_the_new_process() {
     let server = Backend::echo();
     let plan = Gate::plan(&site(server.address, "")).admin("socket = \"admin.sock\"");
     let manager = UnixDatagram::bind(plan.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(SOON)).unwrap();
-    let hear = || {
-        let mut bytes = [0; 4096];
-        let count = manager.recv(&mut bytes).expect("a word of a process");
-        String::from_utf8_lossy(&bytes[..count]).into_owned()
-    };
+    let heard = Manager::listen(manager);
     let line = "export NOTIFY_SOCKET=\"$PWD/notify\" WATCHDOG_USEC=300000 WATCHDOG_PID=$$";
     let mut lineage = Lineage::start_after(plan, line);
     let pid = lineage.upgrade();
-    let main = std::iter::repeat_with(hear).find(|word| word.contains("MAINPID=")).unwrap();
-    assert!(main.contains(&format!("MAINPID={pid}\n")), "{main}");
+    let main = format!("MAINPID={pid}\n");
+    wait_until(SOON, "the number of the new process", || heard.text().contains(&main));
     lineage.wait_alone(SOON);
-    // What waits was said before.
-    manager.set_nonblocking(true).unwrap();
-    while manager.recv(&mut [0; 4096]).is_ok() {}
-    manager.set_nonblocking(false).unwrap();
-    for _ in 0..3 {
-        assert!(hear().contains("WATCHDOG=1"), "the new process is watched");
-    }
+    let before = heard.text().matches("WATCHDOG=1").count();
+    wait_until(SOON, "a new process that is watched", || heard.text().matches("WATCHDOG=1").count() > before + 2);
+    assert!(!heard.text().contains("STOPPING=1"), "the service goes on");
     lineage.signal(Signal::TERM);
-    assert!(std::iter::repeat_with(hear).any(|word| word.contains("STOPPING=1")));
+    wait_until(SOON, "the stop", || heard.text().contains("STOPPING=1"));
     lineage.wait_end();
 }
