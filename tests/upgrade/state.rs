@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Read,
     os::unix::net::UnixDatagram,
     sync::{
         Arc, Mutex,
@@ -12,13 +13,14 @@ use std::{
 };
 
 use rustix::process::Signal;
+use rustls::HandshakeKind;
 
 use super::{site, start};
 use crate::support::{
     Backend, Gate, Lineage, Metrics, Process, SOON, Variant,
     backend::Refusing,
     client,
-    gate::{backend, pool, tcp},
+    gate::{backend, https, pool, tcp},
     lineage::Over,
     wait_until,
 };
@@ -234,4 +236,22 @@ fn the_service_manager_follows_the_new_process() {
     lineage.signal(Signal::TERM);
     wait_until(SOON, "the stop", || heard.text().contains("STOPPING=1"));
     lineage.wait_end();
+}
+
+#[test]
+fn t5_sessions_are_resumed_in_the_new_process() {
+    let server = Backend::echo();
+    let mut lineage = start(&(https("") + &pool("", &[server.address])));
+    let config = client::config_with(|_| {});
+    for round in 0..3 {
+        let stream = client::connect(lineage.gate.address("https"));
+        let mut stream = client::handshake(stream, "foobar.com", Arc::clone(&config)).unwrap();
+        client::exchange(&mut stream, b"take the ticket");
+        let kind = if round == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed };
+        assert_eq!(stream.conn.handshake_kind(), Some(kind), "round {round}");
+        client::Stream::finish_sending(&mut stream);
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        lineage.upgrade();
+    }
+    lineage.finish();
 }
