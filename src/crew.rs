@@ -6,6 +6,7 @@
 //! What it has counted for them so far stays in its own cells, what follows is counted by the worker that serves.
 
 use std::{
+    os::fd::OwnedFd,
     rc::Rc,
     sync::{
         Arc,
@@ -20,8 +21,10 @@ use crate::{
     backend,
     connection::{Admitted, Connection},
     drain::inquiry::{Answers, Filter},
+    frontend::Frontend,
     local::Local,
     metrics::Registry,
+    ports,
 };
 
 /// How many connections above the mean are no reason to do anything, however few there are.
@@ -36,15 +39,36 @@ pub enum Command {
     /// Accepts no more, ends its connections, then itself.
     Stop,
     /// Accepts no more and leaves its connections this long to end by themselves, then ends as `Stop` does.
-    Drain(Duration),
+    Drain(Departing),
     /// Asks its connections who they are.
     Ask(Box<Question>),
     /// Sends something back, to say that it does what it is told.
     Ping(oneshot::Sender<()>),
+    /// Changes what it listens on, and by which policies.
+    Arrange(Box<Arrangement>),
     /// Ends its connections to this backend.
     EndBackend(backend::Id),
     /// Serves a client that another worker accepted and admitted.
     Adopt { client: Admitted, waiting: Waiting },
+}
+
+/// What a worker listens on from now on.
+#[derive(Debug)]
+pub struct Arrangement {
+    /// Duplicates of sockets that it does not have yet.
+    pub open: Vec<(ports::Id, OwnedFd)>,
+    /// Every port, with its policy. One that is not here closes when those whom the kernel has connected are served.
+    pub frontends: Vec<(ports::Id, Arc<Frontend>)>,
+    /// Dropped when all of it is done.
+    pub settled: mpsc::Sender<()>,
+}
+
+/// How a worker leaves.
+#[derive(Debug, Clone)]
+pub struct Departing {
+    pub patience: Duration,
+    /// Ports that another process has too: who waits there is left to it.
+    pub given: Arc<[ports::Id]>,
 }
 
 /// A question to the connections of one worker.
@@ -88,6 +112,13 @@ pub struct Crew {
 pub fn channel() -> (Handle, Inbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (Handle(Arc::new(Line { sender, waiting: AtomicU64::new(0) })), Inbox(receiver))
+}
+
+impl Departing {
+    /// With every port closed, and every connection ended.
+    pub fn at_once() -> Self {
+        Self { patience: Duration::ZERO, given: Arc::default() }
+    }
 }
 
 impl Crew {

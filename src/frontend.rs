@@ -13,7 +13,7 @@ use crate::{
     config::{self, DenyAction},
     firewall::{Action, Table},
     load::Materials,
-    metrics::{ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
+    metrics::{Generation, ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
     pool::Pool,
     relay::Timeouts,
     tls::acceptor::Policy,
@@ -32,6 +32,19 @@ pub struct Frontend {
     pub pool: Arc<Pool>,
     pub timeouts: Timeouts,
     pub cells: Arc<PerWorker<ListenerCells>>,
+    /// The limit of the listener, from when this policy is in force.
+    most: usize,
+    /// What it was built with; alive as long as a connection keeps it.
+    _generation: Arc<Generation>,
+}
+
+/// What the frontends of one configuration have in common.
+#[derive(Debug)]
+pub struct Common<'a> {
+    /// The limit of the process.
+    pub process: &'a Arc<Limit>,
+    pub registry: &'a Registry,
+    pub generation: &'a Arc<Generation>,
 }
 
 /// The rules of one listener with their counters.
@@ -53,7 +66,7 @@ struct CountedRule {
 /// How many connections there may be at once; exact over all workers.
 #[derive(Debug)]
 pub struct Limit {
-    most: usize,
+    most: AtomicUsize,
     taken: AtomicUsize,
 }
 
@@ -62,21 +75,23 @@ pub struct Limit {
 pub struct Place(Arc<Limit>);
 
 impl Frontend {
-    /// Joins a listener's configuration with what was loaded for it.
+    /// Joins a listener's configuration with what was loaded for it. The connections of `old`, the policy that it is to
+    /// replace, count under its limit too.
     pub fn new(
         listener: &config::Listener,
         firewall: Firewall,
         tls: Option<Policy>,
         pool: Arc<Pool>,
-        process: &Arc<Limit>,
-        registry: &Registry,
+        common: &Common<'_>,
+        old: Option<&Self>,
     ) -> Self {
         let timeouts = &listener.timeouts;
-        let own = listener.max_connections.map_or(usize::MAX, std::num::NonZero::get);
+        let most = listener.max_connections.map_or(usize::MAX, std::num::NonZero::get);
+        let own = old.map_or_else(|| Limit::new(most), |old| Arc::clone(&old.limits[1]));
         Self {
             name: listener.name.as_str().into(),
             firewall,
-            limits: [Arc::clone(process), Limit::new(own)],
+            limits: [Arc::clone(common.process), own],
             tls,
             handshake: timeouts.handshake,
             pool,
@@ -85,8 +100,15 @@ impl Frontend {
                 half_closed: timeouts.half_closed,
                 max_age: Some(timeouts.max_age).filter(|age| !age.is_zero()),
             },
-            cells: registry.listener(&listener.name),
+            cells: common.registry.listener(&listener.name),
+            most,
+            _generation: Arc::clone(common.generation),
         }
+    }
+
+    /// Puts its limit in force, once it has taken its place.
+    pub fn adopt(&self) {
+        self.limits[1].set_most(self.most);
     }
 }
 
@@ -129,12 +151,17 @@ impl Firewall {
 
 impl Limit {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: AtomicUsize::new(0) })
+        Arc::new(Self { most: AtomicUsize::new(most), taken: AtomicUsize::new(0) })
     }
 
     /// The limit itself; `usize::MAX` is none.
     pub fn most(&self) -> usize {
-        self.most
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Changes it. Those above it stay.
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Connections under it now.
@@ -144,7 +171,8 @@ impl Limit {
 
     /// A place, if one is free.
     pub fn take(self: &Arc<Self>) -> Option<Place> {
-        let one_more = |taken| (taken < self.most).then_some(taken + 1);
+        let most = self.most();
+        let one_more = |taken| (taken < most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(Place(Arc::clone(self)))
     }

@@ -40,6 +40,7 @@ pub mod crew;
 pub mod listener;
 pub mod worker;
 pub mod health;
+pub mod running;
 pub mod admin;
 pub mod doors;
 pub mod service;

@@ -1,16 +1,22 @@
 //! The accept loop. It has no error exit (traps A2), and it does not spin when descriptors run out (traps A1).
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use tokio::task::JoinHandle;
+
 use crate::{
     connection,
     crew::Crew,
+    drain::{Drain, Watcher},
     frontend::Frontend,
     local::Local,
     metrics::AcceptError,
@@ -30,21 +36,76 @@ const LAST: Duration = Duration::from_secs(1);
 /// then, or is far away and tries again.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// Accepts until the worker is told to stop. Who has been connected by the kernel by then is served (traps L8).
-pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local>, crew: Arc<Crew>) {
-    let serve = |(fd, client)| {
-        if let Some(client) = connection::admit(fd, client, &frontend, local.index) {
-            crew.serve(client, &local);
+/// An accept loop as its worker has it in hand.
+#[derive(Debug)]
+pub struct Door {
+    /// What applies to the next client. It never leaves its thread, so looking costs no atomic.
+    frontend: Rc<RefCell<Arc<Frontend>>>,
+    closing: Rc<Drain>,
+    accepting: JoinHandle<()>,
+}
+
+impl Door {
+    /// Begins to accept.
+    pub fn open(acceptor: Acceptor, frontend: Arc<Frontend>, local: &Rc<Local>, crew: &Arc<Crew>) -> Self {
+        let (frontend, closing) = (Rc::new(RefCell::new(frontend)), Rc::<Drain>::default());
+        let desk = Desk { frontend: Rc::clone(&frontend), local: Rc::clone(local), crew: Arc::clone(crew) };
+        let accepting = tokio::task::spawn_local(accept(acceptor, desk, closing.watcher()));
+        Self { frontend, closing, accepting }
+    }
+
+    /// The policy for every client from now on.
+    pub fn set_frontend(&self, frontend: Arc<Frontend>) {
+        self.frontend.replace(frontend);
+    }
+
+    /// Accepts no more and leaves who waits to another process, which has the same socket.
+    pub fn leave(self) {
+        // Between an accept and the service of the client nothing is waited for, so nobody is lost here.
+        self.accepting.abort();
+    }
+
+    /// Accepts no more. Who has been connected by the kernel is still served (traps A5, L8); when that is done, `closed` is
+    /// dropped.
+    pub fn close<T: 'static>(self, closed: T) {
+        self.closing.trigger();
+        tokio::task::spawn_local(async move {
+            let _ = self.accepting.await;
+            drop(closed);
+        });
+    }
+}
+
+/// Where clients are admitted.
+struct Desk {
+    frontend: Rc<RefCell<Arc<Frontend>>>,
+    local: Rc<Local>,
+    crew: Arc<Crew>,
+}
+
+impl Desk {
+    fn serve(&self, (fd, client): (OwnedFd, SocketAddr)) {
+        let admitted = connection::admit(fd, client, &self.frontend.borrow(), self.local.index);
+        if let Some(client) = admitted {
+            self.crew.serve(client, &self.local);
         }
-    };
-    let watcher = local.doors.watcher();
+    }
+
+    /// Counts an error; true if trying again at once would only fail again.
+    fn pause(&self, error: &io::Error) -> bool {
+        pause(error, &self.frontend.borrow(), &self.local)
+    }
+}
+
+/// Accepts until the door is closed, then serves those who are left.
+async fn accept(acceptor: Acceptor, desk: Desk, watcher: Watcher) {
     let accepting = async {
         loop {
             for _ in 0..BATCH {
                 match poll_fn(|cx| acceptor.poll_accept(cx)).await {
-                    Ok(client) => serve(client),
+                    Ok(client) => desk.serve(client),
                     Err(error) => {
-                        if pause(&error, &frontend, &local) {
+                        if desk.pause(&error) {
                             tokio::time::sleep(REST).await;
                         }
                     }
@@ -59,11 +120,11 @@ pub async fn accept(acceptor: Acceptor, frontend: Arc<Frontend>, local: Rc<Local
     while begin.elapsed() < LAST && last.elapsed() < QUIET {
         match acceptor.accept_now() {
             Ok(Some(client)) => {
-                serve(client);
+                desk.serve(client);
                 last = Instant::now();
             }
             Ok(None) => tokio::time::sleep(QUIET / 10).await,
-            Err(error) if pause(&error, &frontend, &local) => tokio::time::sleep(REST).await,
+            Err(error) if desk.pause(&error) => tokio::time::sleep(REST).await,
             Err(_) => {}
         }
     }

@@ -20,8 +20,6 @@ pub struct Local {
     pub rustls_records: bool,
     /// Its connections.
     pub drain: Rc<Drain>,
-    /// Its accept loops, which end before the connections do.
-    pub doors: Rc<Drain>,
     pub alarms: Rc<Alarms>,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
@@ -50,7 +48,6 @@ impl Local {
             resources,
             rustls_records,
             drain: Rc::default(),
-            doors: Rc::default(),
             alarms: Rc::default(),
             registry,
             log,

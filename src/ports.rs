@@ -4,28 +4,40 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tracing::warn;
 
 use crate::{
-    config::{Config, Diagnostic, code::CANNOT_LISTEN, diagnostic::Origin},
+    config::{
+        Config, Diagnostic,
+        code::{BIND_KEPT, CANNOT_LISTEN},
+        diagnostic::Origin,
+    },
     sys::{host, listen::Bound, passed},
 };
 
-/// The sockets of one bind of one listener.
-#[derive(Debug)]
+/// The sockets of one bind of one listener. They belong to the process; workers have duplicates.
+#[derive(Debug, Clone)]
 pub struct Port {
-    /// Index of the listener in the configuration.
-    pub listener: usize,
-    pub name: Arc<str>,
-    /// As written: its port may be 0.
-    pub bind: SocketAddr,
+    pub id: Id,
+    /// Name of the listener.
+    pub listener: Arc<str>,
     pub address: SocketAddr,
+    /// As it is written: the port may be 0.
+    pub bind: SocketAddr,
+    v6_only: bool,
     /// One that all workers share, or one for each. An upgrade may leave more or fewer of them than there are workers.
-    sockets: Vec<Bound>,
+    sockets: Arc<[Bound]>,
 }
+
+/// Which port it is: no two of a process ever share one, not even one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Id(u64);
 
 /// The sockets of one bind that the process before this one has given.
 #[derive(Debug)]
@@ -39,6 +51,18 @@ pub struct Inherited {
 }
 
 impl Port {
+    fn new(listener: &str, bind: SocketAddr, v6_only: bool, sockets: Vec<Bound>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: Id(NEXT.fetch_add(1, Ordering::Relaxed)),
+            listener: listener.into(),
+            address: sockets.first().map_or(bind, Bound::address),
+            bind,
+            v6_only,
+            sockets: sockets.into(),
+        }
+    }
+
     /// The sockets that worker number `worker` of so many accepts from. Each socket has somebody.
     pub fn sockets_of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &Bound> {
         self.sockets.iter().skip(worker % self.sockets.len().max(1)).step_by(workers.max(1))
@@ -51,10 +75,15 @@ impl Port {
 
     /// Lets nobody begin a connection any more.
     pub fn turn_away(&self) {
-        for socket in &self.sockets {
+        for socket in &*self.sockets {
             // Without it a client may still come in the moment between the last accept and the close.
             let _ = socket.turn_away();
         }
+    }
+
+    /// Whether this is what is asked for. A port that the kernel chose belongs to its listener.
+    fn is_for(&self, listener: &str, bind: SocketAddr) -> bool {
+        self.bind == bind && (bind.port() != 0 || *self.listener == *listener)
     }
 }
 
@@ -69,33 +98,70 @@ pub fn bind(
     mut passed: Vec<Bound>,
     inherited: &mut Vec<Inherited>,
 ) -> Result<Vec<Port>, Vec<Diagnostic>> {
-    let mut ports = Vec::new();
-    let mut failures = Vec::new();
-    for (index, listener) in config.listeners.iter().enumerate() {
+    let ports = each_bind(config, |listener, bind, v6_only| {
+        let ready = inherit(inherited, listener, bind)
+            .or_else(|| passed.extract_if(.., |socket| socket.address() == bind).next().map(|socket| vec![socket]));
+        let bound = ready.map_or_else(|| bind_one(bind, v6_only, sockets), Ok);
+        bound.map(|sockets| Port::new(listener, bind, v6_only, sockets))
+    });
+    for socket in passed {
+        warn!(address = %socket.address(), "the service manager passes a socket that no listener has");
+    }
+    ports
+}
+
+/// As [`bind`], for a process that has `old` ports: what is bound stays bound. Nothing is closed here.
+pub fn bind_more(config: &Config, sockets: usize, old: &[Port]) -> Result<Vec<Port>, Vec<Diagnostic>> {
+    let mut left = old.to_vec();
+    each_bind(config, |listener, bind, v6_only| {
+        let known = left.extract_if(.., |port| port.is_for(listener, bind)).next();
+        match known {
+            Some(port) => Ok(Port { listener: listener.into(), ..port }),
+            None => Ok(Port::new(listener, bind, v6_only, bind_one(bind, v6_only, sockets)?)),
+        }
+    })
+}
+
+/// Whether [`bind_more`] would succeed. Nobody can connect to what is tried.
+pub fn try_more(config: &Config, old: &[Port]) -> Result<(), Vec<Diagnostic>> {
+    let mut left = old.to_vec();
+    let tried = each_bind(config, |listener, bind, v6_only| {
+        let known = left.extract_if(.., |port| port.is_for(listener, bind)).next();
+        if known.is_some() { Ok(()) } else { Bound::probe(bind, v6_only) }
+    });
+    tried.map(drop)
+}
+
+/// What stays bound otherwise than `config` asks for: whether a socket of `[::]` takes IPv4 clients is decided when it is bound.
+pub fn kept_otherwise(config: &Config, ports: &[Port]) -> Vec<Diagnostic> {
+    let binds = config.listeners.iter().flat_map(|listener| listener.binds.iter().map(move |bind| (listener, bind)));
+    let kept = binds.filter_map(|(listener, bind)| {
+        let port = ports.iter().find(|port| port.is_for(&listener.name, bind.value))?;
+        (port.v6_only != v6_only(config, bind.value)).then(|| {
+            let which = if port.v6_only { "IPv6 clients only" } else { "IPv4 clients too" };
+            Diagnostic::warning(BIND_KEPT, format!("{} takes {which} until the next restart", bind.value))
+                .at(bind.span.clone())
+                .note("that is decided when the socket is bound, by whether 0.0.0.0 is a bind with the same port")
+        })
+    });
+    kept.collect()
+}
+
+/// Does something for every bind; what fails is told.
+fn each_bind<T>(
+    config: &Config,
+    mut act: impl FnMut(&str, SocketAddr, bool) -> io::Result<T>,
+) -> Result<Vec<T>, Vec<Diagnostic>> {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    for listener in &config.listeners {
         for bind in &listener.binds {
-            let ready = inherit(inherited, &listener.name, bind.value).or_else(|| {
-                passed.extract_if(.., |socket| socket.address() == bind.value).next().map(|socket| vec![socket])
-            });
-            let bound = match ready {
-                Some(sockets) => Ok(sockets),
-                None => bind_one(bind.value, v6_only(config, bind.value), sockets),
-            };
-            match bound {
-                Ok(sockets) => ports.push(Port {
-                    listener: index,
-                    name: listener.name.as_str().into(),
-                    bind: bind.value,
-                    address: sockets.first().map_or(bind.value, Bound::address),
-                    sockets,
-                }),
+            match act(&listener.name, bind.value, v6_only(config, bind.value)) {
+                Ok(one) => done.push(one),
                 Err(error) => failures.push(cannot_listen(bind.value, &error, Some(bind.span.clone()))),
             }
         }
     }
-    for socket in passed {
-        warn!(address = %socket.address(), "the service manager passes a socket that no listener has");
-    }
-    if failures.is_empty() { Ok(ports) } else { Err(failures) }
+    if failures.is_empty() { Ok(done) } else { Err(failures) }
 }
 
 /// The sockets for this bind. Where the kernel chose the port, the listener has to be the same; otherwise it may have another

@@ -6,10 +6,11 @@ use rustls::crypto::CryptoProvider;
 
 use crate::{
     backend::Health,
-    frontend::{Firewall, Frontend, Limit},
-    load::Loaded,
+    config,
+    frontend::{Common, Firewall, Frontend, Limit},
+    load::{Loaded, Materials},
     metrics::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, Registry},
-    pool::Pool,
+    pool::{Mode, Pool},
     sys::clock::{self, Moment},
     tls::{acceptor::Policy, certificates::Certificates, tickets::Tickets},
 };
@@ -22,6 +23,8 @@ pub struct Site {
     /// In the order of the pools.
     pub pools: Vec<Arc<Pool>>,
     process: Arc<Limit>,
+    /// What the limit of the process is to be.
+    connections: usize,
     certificates: Vec<CertificateGauges>,
     served_certificates: Vec<ServedCertificate>,
     prefixes: Vec<PrefixGauges>,
@@ -39,33 +42,34 @@ pub struct ServedCertificate {
 }
 
 impl Site {
-    /// Builds it for at most `connections` clients at once. Counters are found by name.
+    /// Builds it for at most `connections` clients at once. Counters are found by name. What is the same in `old`, the site
+    /// that it is to replace, is taken over; nothing there changes until [`Site::adopt`].
     pub fn build(
         loaded: &Loaded,
         connections: usize,
         provider: &Arc<CryptoProvider>,
         registry: &Registry,
+        old: Option<&Self>,
     ) -> Result<Self, rustls::Error> {
         let config = &loaded.config;
         let now = clock::coarse();
         let key = &config.global.hash_key;
-        let pools = config.pools.iter().map(|pool| Arc::new(Pool::new(pool, key, registry, None, now)));
-        let pools: Vec<_> = pools.collect();
-        let process = Limit::new(connections);
+        let pool = |pool: &config::Pool| {
+            let old = old.and_then(|old| old.pool(&pool.name));
+            Arc::new(Pool::new(pool, key, registry, old.map(|old| &**old), now))
+        };
+        let pools: Vec<_> = config.pools.iter().map(pool).collect();
+        let process = old.map_or_else(|| Limit::new(connections), |old| Arc::clone(&old.process));
+        let generation = registry.generation();
+        let common = Common { process: &process, registry, generation: &generation };
         let mut frontends = Vec::new();
         for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {
             let Some(pool) = pools.iter().find(|pool| *pool.name == *listener.pool) else { continue };
+            let old = old.and_then(|old| old.frontend(&listener.name)).map(|old| &**old);
             let firewall = Firewall::new(&config.firewall, materials, registry);
-            let tls = match &listener.tls {
-                Some(tls) => {
-                    let certificates = Certificates::new(&materials.certificates, tls.strict_sni);
-                    // Keys of its own: a ticket of one listener is worth nothing at another (traps T4).
-                    let tickets = Arc::new(Tickets::new()?);
-                    Some(Policy::new(certificates, tls.min_version, &tls.alpn, provider, tickets)?)
-                }
-                None => None,
-            };
-            frontends.push(Arc::new(Frontend::new(listener, firewall, tls, Arc::clone(pool), &process, registry)));
+            let before = old.and_then(|old| old.tls.as_ref());
+            let tls = listener.tls.as_ref().map(|tls| policy(tls, materials, provider, before)).transpose()?;
+            frontends.push(Arc::new(Frontend::new(listener, firewall, tls, Arc::clone(pool), &common, old)));
         }
         let rules = config.firewall.rules.iter().zip(&loaded.prefixes);
         let prefixes =
@@ -74,10 +78,32 @@ impl Site {
             frontends,
             pools,
             process,
+            connections,
             certificates: certificates(loaded),
             served_certificates: served_certificates(loaded),
             prefixes: prefixes.collect(),
         })
+    }
+
+    /// Takes the place of `old`. Where that changes where connections go, it is to be told.
+    pub fn adopt(&self, old: &Self, now: Moment) -> Vec<(&Pool, Mode)> {
+        self.process.set_most(self.connections);
+        self.frontends.iter().for_each(|frontend| frontend.adopt());
+        let news = self.pools.iter().filter_map(|pool| {
+            if let Some(old) = old.pool(&pool.name) {
+                pool.catch_up(old);
+            }
+            pool.adopt(now).map(|mode| (&**pool, mode))
+        });
+        news.collect()
+    }
+
+    pub fn pool(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.pools.iter().find(|pool| *pool.name == *name)
+    }
+
+    pub fn frontend(&self, listener: &str) -> Option<&Arc<Frontend>> {
+        self.frontends.iter().find(|frontend| *frontend.name == *listener)
     }
 
     /// The certificates of every listener, in the order they are written.
@@ -115,6 +141,19 @@ impl Site {
     pub fn connections_limit(&self) -> usize {
         self.process.most()
     }
+}
+
+fn policy(
+    tls: &config::Tls,
+    materials: &Materials,
+    provider: &Arc<CryptoProvider>,
+    old: Option<&Policy>,
+) -> Result<Policy, rustls::Error> {
+    let certificates = Certificates::new(&materials.certificates, tls.strict_sni);
+    // Keys of its own: a ticket of one listener is worth nothing at another (traps T4).
+    let tickets = old.and_then(|old| old.tickets_for(&certificates));
+    let tickets = tickets.map_or_else(|| Tickets::new().map(Arc::new), Ok)?;
+    Policy::new(certificates, tls.min_version, &tls.alpn, provider, tickets)
 }
 
 /// Each backend counts once, under the strongest reason why it takes nothing.

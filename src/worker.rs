@@ -2,6 +2,7 @@
 //! threads once a client is served.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::OwnedFd,
     rc::Rc,
@@ -16,12 +17,13 @@ use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
     connection::Connection,
-    crew::{Command, Crew, Inbox, Question},
+    crew::{Arrangement, Command, Crew, Departing, Inbox, Question},
     drain::{fade::Fade, inquiry::Inquiry},
     frontend::Frontend,
-    listener,
+    listener::Door,
     local::Local,
     metrics::Registry,
+    ports,
     relay::{self, Resources},
     sys::listen::Acceptor,
 };
@@ -31,7 +33,7 @@ use crate::{
 pub struct Assignment {
     pub index: usize,
     /// A duplicate of one listening socket of each bind, and its policy.
-    pub sockets: Vec<(OwnedFd, Arc<Frontend>)>,
+    pub sockets: Vec<(ports::Id, OwnedFd, Arc<Frontend>)>,
     /// Most pipes lent at once.
     pub pipes: usize,
     pub zero_copy: ZeroCopy,
@@ -68,57 +70,92 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
     let alarms = Rc::clone(&local.alarms);
     let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
-    for (fd, frontend) in sockets {
-        match Acceptor::new(fd) {
-            Ok(acceptor) => {
-                tokio::task::spawn_local(listener::accept(acceptor, frontend, Rc::clone(&local), Arc::clone(&crew)));
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
-                return;
-            }
+    let mut worker = Worker { local, crew, doors: HashMap::new() };
+    for (port, fd, frontend) in sockets {
+        if let Err(error) = worker.open(port, fd, frontend) {
+            let _ = ready.send(Err(error));
+            return;
         }
     }
     let _ = ready.send(Ok(()));
     drop(ready);
-    let patience = work_until_told(&mut inbox, &local).await;
-    leave(&mut inbox, &local, patience).await;
+    let departing = worker.work_until_told(&mut inbox).await;
+    worker.leave(&mut inbox, departing).await;
     ticking.abort();
 }
 
-/// Does what it is told, until that is to leave: within the time that it gives.
-async fn work_until_told(inbox: &mut Inbox, local: &Rc<Local>) -> Duration {
-    while let Some(command) = inbox.next().await {
-        match command {
-            Command::Drain(patience) => return patience,
-            Command::Stop => break,
-            command => obey(command, local).await,
-        }
-    }
-    Duration::ZERO
+/// What a worker has in hand.
+struct Worker {
+    local: Rc<Local>,
+    crew: Arc<Crew>,
+    /// An inherited port may have several sockets here.
+    doors: HashMap<ports::Id, Vec<Door>>,
 }
 
-/// Accepts no more, and waits until the connections have ended: first by themselves, then one after the other, in the end
-/// all at once (traps L8).
-async fn leave(inbox: &mut Inbox, local: &Rc<Local>, patience: Duration) {
-    local.doors.trigger();
-    let mut departure = Departure::new(patience, local);
-    // Each task holds it: when we are alone, everyone has ended.
-    let alone = || Rc::strong_count(local) == 1;
-    loop {
-        departure.advance(local);
-        if local.drain.is_triggered() || alone() {
-            // What was sent before the others knew is still done: a client that comes so ends as the rest of ours do.
-            inbox.close();
+impl Worker {
+    fn open(&mut self, port: ports::Id, fd: OwnedFd, frontend: Arc<Frontend>) -> io::Result<()> {
+        let door = Door::open(Acceptor::new(fd)?, frontend, &self.local, &self.crew);
+        self.doors.entry(port).or_default().push(door);
+        Ok(())
+    }
+
+    /// Does what it is told, until that is to leave: within the time that it gives.
+    async fn work_until_told(&mut self, inbox: &mut Inbox) -> Departing {
+        while let Some(command) = inbox.next().await {
+            match command {
+                Command::Drain(departing) => return departing,
+                Command::Stop => break,
+                Command::Arrange(arrangement) => self.arrange(*arrangement),
+                command => obey(command, &self.local).await,
+            }
         }
-        match tokio::time::timeout(pause(local), inbox.next()).await {
-            Ok(Some(Command::Stop)) => departure.hurry(),
-            Ok(Some(Command::Drain(_))) => {}
-            Ok(Some(command)) => obey(command, local).await,
-            Ok(None) if alone() || departure.is_over() => return,
-            Ok(None) => tokio::time::sleep(pause(local)).await,
-            Err(_) if departure.is_over() => return,
-            Err(_) => {}
+        Departing::at_once()
+    }
+
+    fn arrange(&mut self, arrangement: Arrangement) {
+        let Arrangement { open, frontends, settled } = arrangement;
+        for (_, doors) in self.doors.extract_if(|port, _| frontends.iter().all(|(kept, _)| kept != port)) {
+            doors.into_iter().for_each(|door| door.close(settled.clone()));
+        }
+        let mut open: HashMap<_, _> = open.into_iter().collect();
+        for (port, frontend) in frontends {
+            if let Some(doors) = self.doors.get(&port) {
+                doors.iter().for_each(|door| door.set_frontend(Arc::clone(&frontend)));
+            } else if let Some(fd) = open.remove(&port)
+                && let Err(error) = self.open(port, fd, Arc::clone(&frontend))
+            {
+                // The kernel has no memory for one more watch; the other workers may have had it.
+                tracing::error!(listener = &*frontend.name, %error, "a worker cannot listen on a new address");
+            }
+        }
+    }
+
+    /// Accepts no more, and waits until the connections have ended: first by themselves, then one after the other, in the end
+    /// all at once (traps L8).
+    async fn leave(self, inbox: &mut Inbox, Departing { patience, given }: Departing) {
+        let Self { local, crew: _, doors } = self;
+        for (port, doors) in doors {
+            let is_given = given.contains(&port);
+            doors.into_iter().for_each(|door| if is_given { door.leave() } else { door.close(()) });
+        }
+        let mut departure = Departure::new(patience, &local);
+        // Each task holds it: when we are alone, everyone has ended.
+        let alone = || Rc::strong_count(&local) == 1;
+        loop {
+            departure.advance(&local);
+            if local.drain.is_triggered() || alone() {
+                // What was sent before the others knew is still done: a client that comes so ends as the rest of ours do.
+                inbox.close();
+            }
+            match tokio::time::timeout(pause(&local), inbox.next()).await {
+                Ok(Some(Command::Stop)) => departure.hurry(),
+                Ok(Some(Command::Drain(_) | Command::Arrange(_))) => {}
+                Ok(Some(command)) => obey(command, &local).await,
+                Ok(None) if alone() || departure.is_over() => return,
+                Ok(None) => tokio::time::sleep(pause(&local)).await,
+                Err(_) if departure.is_over() => return,
+                Err(_) => {}
+            }
         }
     }
 }
@@ -136,7 +173,7 @@ async fn obey(command: Command, local: &Rc<Local>) {
             let _ = reply.send(local.drain.ask(Inquiry::new(filter, ends, most)).await);
         }
         Command::Ping(reply) => drop(reply.send(())),
-        Command::Stop | Command::Drain(_) => {}
+        Command::Stop | Command::Drain(_) | Command::Arrange(_) => {}
     }
 }
 

@@ -25,6 +25,7 @@ mod metrics;
 mod operate;
 mod overload;
 mod relay;
+mod reload;
 mod spread;
 mod support;
 mod tls;

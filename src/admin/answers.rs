@@ -1,10 +1,11 @@
 //! What the admin socket says and is told: one set of types for the process and for its command line.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::drain::inquiry::Sight;
+use crate::{config::difference::Difference, drain::inquiry::Sight};
 
 /// `GET /status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,8 +18,27 @@ pub struct Status {
     pub workers: usize,
     pub connections: u64,
     pub connections_limit: u64,
+    /// The configuration file, where there is one.
+    pub config: Option<String>,
+    /// `None`: what the process was started with runs.
+    pub last_reload: Option<LastReload>,
+    /// Keys of the file that only a restart puts to work.
+    pub needs_restart: Vec<String>,
     pub listeners: Vec<Listener>,
     pub pools: Vec<Pool>,
+}
+
+/// How the last attempt to replace the configuration ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastReload {
+    /// RFC 3339.
+    pub at: String,
+    /// `operator`, `SIGHUP` or `watch`.
+    pub by: String,
+    /// `applied` or `refused`.
+    pub result: String,
+    /// What was wrong, first of all.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +130,42 @@ pub struct Change {
 pub struct Changed {
     pub pool: String,
     pub backend: Backend,
+}
+
+/// `POST /reload`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reload {
+    /// A list may have lost more than half of its networks.
+    pub force: bool,
+    /// `rendered` is for a terminal with colours.
+    pub styled: bool,
+}
+
+/// `POST /plan`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plan {
+    /// Another file than the one of the process.
+    pub config: Option<PathBuf>,
+    pub force: bool,
+    pub styled: bool,
+}
+
+/// The answer to both; with status 409 where it is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// `applied`, `possible` (a plan) or `refused`.
+    pub result: String,
+    /// The file that was read.
+    pub config: String,
+    pub differences: Vec<Difference>,
+    /// Keys that only a restart puts to work.
+    pub needs_restart: Vec<String>,
+    /// As `check --json` has them.
+    pub diagnostics: Value,
+    /// The same for people.
+    pub rendered: String,
 }
 
 /// `GET /certificates`

@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::info;
 
 use super::{
-    answers::{Change, Changed, Killed, Refusal, Which},
+    answers::{Change, Changed, Killed, Plan, Refusal, Reload, Reloaded, Which},
     control::{Control, Refused},
 };
+use crate::running::Task;
 
 /// Who is at the other end of the socket.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +43,8 @@ pub(super) fn router(control: &Arc<Control>) -> Router {
         .route("/certificates", get(certificates))
         .route("/connections", post(connections))
         .route("/kill", post(kill))
+        .route("/reload", post(reload))
+        .route("/plan", post(plan))
         .route("/backend/drain", post(drain))
         .route("/backend/enable", post(enable))
         .route("/backend/weight", post(weight))
@@ -65,6 +68,23 @@ async fn kill(Shared(control): Shared<Arc<Control>>, request: Request) -> Result
     let Which { id, listener, client, backend, .. } = which;
     info!(uid = peer.uid, pid = peer.pid, ended, id, listener, client, backend, "operator: connections ended");
     Ok(answer(StatusCode::OK, &Killed { ended }))
+}
+
+/// The one who carries it out says so in the log.
+async fn reload(Shared(control): Shared<Arc<Control>>, request: Request) -> Result<Response, Refused> {
+    let peer = peer(&request);
+    let Reload { force, styled } = body(request).await?;
+    Ok(verdict(&control.order(peer, Task::Reload { force }, styled).await?))
+}
+
+async fn plan(Shared(control): Shared<Arc<Control>>, request: Request) -> Result<Response, Refused> {
+    let peer = peer(&request);
+    let Plan { config, force, styled } = body(request).await?;
+    Ok(verdict(&control.order(peer, Task::Plan { config, force }, styled).await?))
+}
+
+fn verdict(reloaded: &Reloaded) -> Response {
+    answer(if reloaded.result == "refused" { StatusCode::CONFLICT } else { StatusCode::OK }, reloaded)
 }
 
 async fn drain(Shared(control): Shared<Arc<Control>>, request: Request) -> Result<Response, Refused> {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    path::{self, Path},
     process,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -14,17 +15,18 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{
     State,
     answers::{self, Changed, Connections, Upgraded, Which},
+    api::Peer,
 };
 use crate::{
     backend::{Backend, Health},
-    config::Role,
+    config::{Role, diagnostic},
     crew::Crew,
     drain::inquiry::{ConnectionId, Filter},
     frontend::Frontend,
-    health::{Checkers, Report, checker::tell_mode},
+    health::{Report, checker::tell_mode},
     moment::Moment,
     pool::{Mode, Pool},
-    ports::Port,
+    running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
     site::Site,
     sys::clock,
 };
@@ -37,21 +39,12 @@ const MOST_DESCRIBED: usize = 100_000;
 pub struct Control {
     pub state: Arc<State>,
     crew: Arc<Crew>,
-    /// What runs now.
-    view: Box<dyn Fn() -> View + Send + Sync>,
+    live: Arc<Live>,
+    counter: Counter,
     upgrades: mpsc::Sender<UpgradeOrder>,
     /// One at a time.
     upgrading: Semaphore,
     started: Instant,
-}
-
-/// What runs at one moment.
-#[derive(Debug)]
-struct View {
-    site: Arc<Site>,
-    /// Listeners by name with the addresses they are bound to.
-    addresses: Arc<[(Arc<str>, SocketAddr)]>,
-    checks: Vec<Report>,
 }
 
 /// Why something is not done.
@@ -69,33 +62,20 @@ pub enum Refused {
 pub type UpgradeOrder = oneshot::Sender<Result<Upgraded, String>>;
 
 impl Control {
-    /// For what runs from the start to the end.
     pub fn new(
         state: &Arc<State>,
         crew: &Arc<Crew>,
-        site: &Arc<Site>,
-        ports: &[Port],
-        (checkers, upgrades): (&Arc<Checkers>, mpsc::Sender<UpgradeOrder>),
+        live: &Arc<Live>,
+        (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
     ) -> Self {
-        let (site, checkers) = (Arc::clone(site), Arc::clone(checkers));
-        let addresses: Arc<[_]> = ports.iter().map(|port| (Arc::clone(&port.name), port.address)).collect();
-        let view = move || View {
-            site: Arc::clone(&site),
-            addresses: Arc::clone(&addresses),
-            checks: checkers.reports().collect(),
-        };
-        Self {
-            state: Arc::clone(state),
-            crew: Arc::clone(crew),
-            view: Box::new(view),
-            upgrades,
-            upgrading: Semaphore::new(1),
-            started: Instant::now(),
-        }
+        let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
+        Self { state, crew, live, counter, upgrades, upgrading: Semaphore::new(1), started: Instant::now() }
     }
 
     pub fn status(&self) -> answers::Status {
-        let View { site, addresses, checks } = (self.view)();
+        let running = self.live.running();
+        let Running { site, addresses, checkers, needs_restart, .. } = &*running;
+        let checks: Vec<_> = checkers.reports().collect();
         let now = clock::coarse();
         answers::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,15 +85,44 @@ impl Control {
             workers: self.crew.handles().len(),
             connections: self.crew.connections(),
             connections_limit: site.connections_limit() as u64,
-            listeners: site.frontends.iter().map(|frontend| listener(frontend, &addresses)).collect(),
+            config: self.live.config.as_deref().map(absolute),
+            last_reload: self.live.last().map(last_reload),
+            needs_restart: needs_restart.clone(),
+            listeners: site.frontends.iter().map(|frontend| listener(frontend, addresses)).collect(),
             pools: site.pools.iter().map(|pool| pool_status(pool, &checks, now)).collect(),
         }
     }
 
+    /// Has the configuration read again, or told what that would do.
+    pub async fn order(&self, peer: Peer, task: Task, styled: bool) -> Result<answers::Reloaded, Refused> {
+        let who = Who::Operator { uid: peer.uid, pid: peer.pid };
+        let is_plan = matches!(task, Task::Plan { .. });
+        let verdict = self.counter.order(who, task).await;
+        let verdict = verdict.map_err(|_| Refused::Invalid("the process is stopping".to_owned()))?;
+        let Verdict { accepted, differences, needs_restart, diagnostics, source } = verdict;
+        let result = match (accepted, is_plan) {
+            (false, _) => "refused",
+            (true, true) => "possible",
+            (true, false) => "applied",
+        };
+        Ok(answers::Reloaded {
+            result: result.to_owned(),
+            config: absolute(&source.path),
+            differences,
+            needs_restart,
+            diagnostics: diagnostic::to_json(&diagnostics, &source.path, &source.text),
+            rendered: if diagnostics.is_empty() {
+                String::new()
+            } else {
+                diagnostic::render(&diagnostics, &source.path, &source.text, styled)
+            },
+        })
+    }
+
     pub fn certificates(&self) -> answers::Certificates {
         let now = Timestamp::now().as_second();
-        let site = (self.view)().site;
-        let certificates = site.served_certificates().map(|served| answers::Certificate {
+        let running = self.live.running();
+        let certificates = running.site.served_certificates().map(|served| answers::Certificate {
             listener: served.listener.clone(),
             file: served.file.clone(),
             names: served.names.clone(),
@@ -184,8 +193,9 @@ impl Control {
         name: &str,
         change: impl FnOnce(&Pool, &Backend, Moment) -> Option<Mode>,
     ) -> Result<Changed, Refused> {
-        let View { site, checks, .. } = (self.view)();
-        let (pool, backend) = find(&site, name)?;
+        let running = self.live.running();
+        let checks: Vec<_> = running.checkers.reports().collect();
+        let (pool, backend) = find(&running.site, name)?;
         let now = clock::coarse();
         if let Some(mode) = change(pool, backend, now) {
             tell_mode(pool, mode);
@@ -197,7 +207,8 @@ impl Control {
     }
 
     fn filter(&self, which: &Which) -> Result<Filter, Refused> {
-        let View { site, .. } = (self.view)();
+        let running = self.live.running();
+        let site = &running.site;
         let mut filter = Filter::default();
         if let Some(id) = &which.id {
             let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
@@ -213,10 +224,10 @@ impl Control {
         }
         match which.backend.as_deref().map(|name| (name, name.contains('/'))) {
             Some((name, true)) => {
-                let (pool, backend) = find(&site, name)?;
+                let (pool, backend) = find(site, name)?;
                 (filter.pool, filter.backend) = (Some(pool.name.to_string()), Some(backend.name.to_string()));
             }
-            Some((name, false)) => filter.pool = Some(find_pool(&site, name)?.name.to_string()),
+            Some((name, false)) => filter.pool = Some(find_pool(site, name)?.name.to_string()),
             None => {}
         }
         Ok(filter)
@@ -334,6 +345,21 @@ fn state(backend: &Backend, now: Moment) -> &'static str {
         Health::Up if backend.is_ejected(now) => "ejected",
         Health::Up => "up",
     }
+}
+
+fn last_reload(last: LastReload) -> answers::LastReload {
+    let LastReload { at, by, error } = last;
+    answers::LastReload {
+        at: Timestamp::try_from(at).map(rfc3339).unwrap_or_default(),
+        by: by.as_str().to_owned(),
+        result: if error.is_none() { "applied" } else { "refused" }.to_owned(),
+        error,
+    }
+}
+
+/// Who asks may stand in another folder.
+fn absolute(path: &Path) -> String {
+    path::absolute(path).as_deref().unwrap_or(path).display().to_string()
 }
 
 /// Seconds since 1970 as a date.

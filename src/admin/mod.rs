@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
     extract::State as Shared,
@@ -50,7 +51,7 @@ pub type Scrape = Box<dyn Fn(Format) -> String + Send + Sync>;
 /// What the answers are made of.
 pub struct State {
     /// Who may connect; nobody else gets a byte.
-    pub allow: Vec<Cidr>,
+    pub allow: ArcSwap<Vec<Cidr>>,
     /// DNS names the server may be called by, for scrapers that are configured by name. Addresses and `localhost` need no
     /// entry: any address where the bind is not loopback, otherwise loopback ones.
     pub hosts: Vec<String>,
@@ -92,8 +93,9 @@ pub enum Doors {
 const MAX_CONNECTIONS: usize = 64;
 const MAX_OPERATORS: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// From accept to close, so that a client that does not read its answer is gone too.
+/// From accept to close, so that a client that does not read its answer is gone too. An operator may wait for a reload.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
+const OPERATION_TIMEOUT: Duration = Duration::from_mins(2);
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// After an accept that failed, for want of descriptors most likely.
@@ -150,6 +152,13 @@ impl Door {
         }
     }
 
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Tcp(..) => TOTAL_TIMEOUT,
+            Self::Unix(_) => OPERATION_TIMEOUT,
+        }
+    }
+
     /// The address whose name a request must use; a unix socket has none.
     fn bound(&self) -> Option<SocketAddr> {
         match self {
@@ -185,9 +194,10 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
         };
         let router = router.clone().layer(Extension(peer));
         let connection = connection(stream, door.bound(), router, Arc::clone(&state), header_timeout);
+        let patience = door.patience();
         connections.spawn(async move {
             // Both errors mean that it is over: too slow, or nothing we could answer.
-            let _ = time::timeout(TOTAL_TIMEOUT, connection).await;
+            let _ = time::timeout(patience, connection).await;
             drop(seat);
         });
     }
@@ -197,7 +207,7 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
 
 fn allowed(state: &State, peer: SocketAddr) -> bool {
     let peer = canonical_ip(peer.ip());
-    state.allow.iter().any(|network| network.contains(peer))
+    state.allow.load().iter().any(|network| network.contains(peer))
 }
 
 async fn connection(

@@ -20,7 +20,7 @@ fn with_server<F: Future<Output = ()>>(
         let state = Arc::new(State {
             doors: tokio::sync::watch::channel(super::Doors::Open).0,
             seats: super::seats(),
-            allow: vec![allow.parse().unwrap()],
+            allow: ArcSwap::from_pointee(vec![allow.parse().unwrap()]),
             hosts: Vec::new(),
             ready: AtomicBool::new(false),
             metrics: Box::new(|format| format!("# {format:?}\n")),

@@ -24,6 +24,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 const MOST: usize = 256 << 20;
 
+/// A reload reads files and waits for the first verdict of each new backend.
+const ORDER_PATIENCE: Duration = Duration::from_mins(2);
+
 /// Which running process, and how its answer is printed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
@@ -54,6 +57,29 @@ impl Target {
         self.print(Method::POST, path, body.into(), text)
     }
 
+    /// Asks for something that may be refused; the answer as it is understood, and as it came.
+    pub(super) fn order<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<(T, String), Failure> {
+        let body = serde_json::to_vec(request).context("cannot write the request")?;
+        let (status, answer) = self.ask(Method::POST, path, body.into(), ORDER_PATIENCE)?;
+        if status != StatusCode::CONFLICT && !status.is_success() {
+            return Err(no_answer(status, &answer));
+        }
+        let parsed = serde_json::from_slice(&answer).context("the answer is none of this version of sluicegate")?;
+        Ok((parsed, String::from_utf8_lossy(&answer).into_owned()))
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) fn config_path(&self) -> &Path {
+        &self.config.config
+    }
+
     fn print<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -61,20 +87,22 @@ impl Target {
         body: Bytes,
         text: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        let socket = self.socket()?;
-        let (status, answer) = run::control_runtime()?.block_on(async {
-            tokio::time::timeout(PATIENCE, exchange(&socket, method, path, body))
-                .await
-                .unwrap_or_else(|_| Err(anyhow!("no answer from `{}` within {PATIENCE:?}", socket.display())))
-                .map_err(Failure::Unreachable)
-        })?;
+        let (status, answer) = self.ask(method, path, body, PATIENCE)?;
         if status.is_success() {
             let parsed = serde_json::from_slice(&answer).context("the answer is none of this version of sluicegate")?;
             return say(&if self.json { String::from_utf8_lossy(&answer).into_owned() } else { text(&parsed) });
         }
-        let refusal = serde_json::from_slice(&answer).map(|Refusal { error }| error);
-        let refusal = anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")));
-        Err(if status == StatusCode::CONFLICT { Failure::Kept(refusal) } else { Failure::Other(refusal) })
+        Err(no_answer(status, &answer))
+    }
+
+    fn ask(&self, method: Method, path: &str, body: Bytes, patience: Duration) -> Result<(StatusCode, Bytes), Failure> {
+        let socket = self.socket()?;
+        run::control_runtime()?.block_on(async {
+            tokio::time::timeout(patience, exchange(&socket, method, path, body))
+                .await
+                .unwrap_or_else(|_| Err(anyhow!("no answer from `{}` within {patience:?}", socket.display())))
+                .map_err(Failure::Unreachable)
+        })
     }
 
     /// The one that is named, else the one of the configuration, else the usual one.
@@ -87,11 +115,17 @@ impl Target {
             return Ok(DEFAULT_ADMIN_SOCKET.into());
         }
         let unclear = |_| anyhow!("`{}` does not tell the admin socket: name it with --socket PATH", path.display());
-        let source = load::read(path).map_err(|error| unclear(vec![*error]))?;
+        let source = load::read(path).map_err(unclear)?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let (config, _) = config::parse(&source.text, base).map_err(unclear)?;
-        Ok(config.admin.socket.unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
+        // A file with mistakes is just what a reload is asked about.
+        Ok(config::admin_socket(&source.text, base).unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into()))
     }
+}
+
+fn no_answer(status: StatusCode, answer: &[u8]) -> Failure {
+    let refusal = serde_json::from_slice(answer).map(|Refusal { error }| error);
+    let refusal = anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")));
+    if status == StatusCode::CONFLICT { Failure::Kept(Some(refusal)) } else { Failure::Other(refusal) }
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {

@@ -48,7 +48,7 @@ pub(super) fn demo(arguments: &Arguments) -> Result<(), Failure> {
     let provider = provider();
     let loaded = load_text(&source, &provider)?;
     let text = source.text.clone();
-    run::serve(&source, &loaded, Options::default(), (&provider, None), |gate| {
+    run::serve(&source, loaded, Options::default(), (&provider, None), |gate| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "# The configuration that runs:\n{text}")?;
         writeln!(out, "# Lines to paste into another terminal:\n{}", lines_to_paste(gate, &cert)?)?;
@@ -95,7 +95,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 fn lines_to_paste(gate: &Gate, cert: &Path) -> anyhow::Result<String> {
     let address = |listener: &str| {
-        let found = gate.listening().find(|(name, _)| *name == listener);
+        let found = gate.listening().into_iter().find(|(name, _)| **name == *listener);
         found.map(|(_, address)| address).with_context(|| format!("listener {listener} is missing"))
     };
     let (https, admin) = (address("https")?, address("admin")?);

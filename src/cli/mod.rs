@@ -6,6 +6,7 @@ mod certificates;
 mod check;
 mod connections;
 mod demo;
+mod reload;
 mod run;
 mod signals;
 mod status;
@@ -30,10 +31,11 @@ use crate::{
     tls::acceptor,
 };
 
-/// Exit codes (product contract): the input is wrong; no process answers; everything is as it was; the command line is wrong.
+/// Exit codes (product contract): the input is wrong; no process answers; the running process goes on as it is; the command
+/// line is wrong.
 const WRONG_INPUT: u8 = 1;
 const UNREACHABLE: u8 = 2;
-const KEPT: u8 = 3;
+const REFUSED: u8 = 3;
 const USAGE: u8 = 64;
 
 /// Where the configuration is when nobody says.
@@ -59,6 +61,10 @@ enum Verb {
     Up(up::Arguments),
     /// Show the running process: listeners, pools, backends, and what differs from the file
     Status(status::Arguments),
+    /// Have the running process read its configuration again and put it to work, without losing a connection
+    Reload(reload::Reload),
+    /// Tell what a reload would change in the running process
+    Plan(reload::Plan),
     /// Take a backend of the running process out of the traffic, in again, or give it another weight
     Backend(backend::Arguments),
     /// List the connections of the running process
@@ -94,6 +100,8 @@ pub fn main() -> ExitCode {
         Verb::Check(arguments) => check::check(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
         Verb::Status(arguments) => status::status(&arguments),
+        Verb::Reload(arguments) => reload::reload(&arguments),
+        Verb::Plan(arguments) => reload::plan(&arguments),
         Verb::Backend(arguments) => backend::backend(&arguments),
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
@@ -115,8 +123,8 @@ pub fn main() -> ExitCode {
             ExitCode::from(UNREACHABLE)
         }
         Err(Failure::Kept(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(KEPT)
+            error.inspect(|error| eprintln!("error: {error:#}"));
+            ExitCode::from(REFUSED)
         }
     }
 }
@@ -129,8 +137,8 @@ enum Failure {
     Other(anyhow::Error),
     /// No running process answers.
     Unreachable(anyhow::Error),
-    /// The running process does not do it, and goes on as it was.
-    Kept(anyhow::Error),
+    /// The running process goes on as it was. `None`: why is told already.
+    Kept(Option<anyhow::Error>),
 }
 
 /// Diagnostics and the text they point into.
@@ -173,7 +181,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refused) => f.write_str(refused.text(false).trim_end()),
-            Self::Other(error) | Self::Unreachable(error) | Self::Kept(error) => write!(f, "{error:#}"),
+            Self::Other(error) | Self::Unreachable(error) | Self::Kept(Some(error)) => write!(f, "{error:#}"),
+            Self::Kept(None) => Ok(()),
         }
     }
 }

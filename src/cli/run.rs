@@ -5,15 +5,17 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Runtime;
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{ConfigArgument, Failure, load_file, provider, signals::Signals};
+use super::{
+    ConfigArgument, Failure, load_file, provider,
+    signals::{Asked, Signals},
+};
 use crate::{
-    admin::answers::Upgraded,
     load::{Loaded, Text},
     messages, service,
     supervisor::{self, Gate, Options},
-    upgrade::{Launch, Successor, Summons},
+    upgrade::Summons,
 };
 
 #[derive(Debug, clap::Args)]
@@ -43,24 +45,27 @@ fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<()
     if let Some(summons) = summons {
         summons.loaded().context("the upgrade broke off")?;
     }
-    let options = Options { reuseport: !arguments.no_reuseport, rustls_records: arguments.rustls_records };
-    serve(&source, &loaded, options, (&provider, summons), |_| Ok(()))
+    let options = Options {
+        reuseport: !arguments.no_reuseport,
+        rustls_records: arguments.rustls_records,
+        config: Some(source.path.clone()),
+    };
+    serve(&source, loaded, options, (&provider, summons), |_| Ok(()))
 }
 
 /// Runs until a signal, or until another process has taken its place; `started` is called when clients are served.
 pub(super) fn serve(
     source: &Text,
-    loaded: &Loaded,
+    loaded: Loaded,
     options: Options,
     (provider, summons): (&Arc<CryptoProvider>, Option<&Summons>),
     started: impl FnOnce(&Gate) -> anyhow::Result<()>,
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
-    let launch = Launch::of_this_process().map_err(|error| error.to_string());
     let runtime = control_runtime()?;
     runtime.block_on(async {
-        let mut signals = Signals::new().context("cannot take signals over")?;
+        let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;
         let heir = match summons {
             Some(summons) => Some(summons.follow().await.context("the upgrade broke off")?),
             None => None,
@@ -77,54 +82,27 @@ pub(super) fn serve(
         announce(&gate);
         started(&gate)?;
         service::ready();
-        let successor = until_replaced(&mut gate, &mut signals, &launch).await;
+        loop {
+            let asked = tokio::select! {
+                () = gate.replaced() => break,
+                asked = signals.next() => asked,
+            };
+            match asked {
+                Asked::Reload => gate.hang_up(),
+                Asked::Stop(signal) => {
+                    info!(signal, "stopping; a second signal ends every connection at once");
+                    break;
+                }
+            }
+        }
         let hurry = async {
             let signal = signals.stop().await;
             info!(signal, "ending every connection");
         };
-        gate.leave(successor, hurry).await;
+        gate.leave(hurry).await;
         info!("stopped");
         Ok(())
     })
-}
-
-/// Serves until a signal, or until another process has taken its place.
-async fn until_replaced(gate: &mut Gate, signals: &mut Signals, launch: &Result<Launch, String>) -> Option<Successor> {
-    loop {
-        let order = tokio::select! {
-            Some(order) = gate.next_order() => order,
-            signal = signals.stop() => {
-                info!(signal, "stopping; a second signal ends every connection at once");
-                return None;
-            }
-        };
-        let upgrade = async {
-            match launch {
-                Ok(launch) => gate.upgrade(launch).await,
-                Err(error) => Err(format!("this process does not know how it was started: {error}")),
-            }
-        };
-        let result = tokio::select! {
-            result = upgrade => result,
-            signal = signals.stop() => {
-                info!(signal, "stopping, and with it the upgrade; a second signal ends every connection at once");
-                return None;
-            }
-        };
-        match result {
-            Ok(successor) => {
-                let (pid, release) = (successor.pid(), successor.release());
-                info!(pid, release, "another process has taken the place of this one");
-                let upgraded = Upgraded { pid, version: release.to_owned(), before: std::process::id() };
-                let _ = order.send(Ok(upgraded));
-                return Some(successor);
-            }
-            Err(reason) => {
-                warn!(reason, "upgrade refused: this process goes on");
-                let _ = order.send(Err(reason));
-            }
-        }
-    }
 }
 
 /// The control thread is the one that calls; blocking work gets threads of its own.
@@ -147,7 +125,7 @@ fn announce(gate: &Gate) {
         "starting"
     );
     for (listener, address) in gate.listening() {
-        info!(listener, %address, "listening");
+        info!(listener = &*listener, %address, "listening");
     }
     info!("ready");
 }

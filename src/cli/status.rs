@@ -7,7 +7,7 @@ use super::{
     ask::Target,
     table::{age, columns},
 };
-use crate::admin::answers::{Backend, Listener, Pool, Status};
+use crate::admin::answers::{Backend, LastReload, Listener, Pool, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -31,6 +31,7 @@ fn tree(status: &Status) -> String {
         status.connections_limit,
         status.workers,
     );
+    text.push_str(&configuration_lines(status));
     let mut shown = HashSet::new();
     for listener in &status.listeners {
         text.push_str(&listener_line(listener));
@@ -48,7 +49,21 @@ fn tree(status: &Status) -> String {
     for (pool, backend) in drifts.filter(|(_, backend)| !backend.drift.is_empty()) {
         let _ = writeln!(text, "differs from the file: {}/{} {}", pool.name, backend.name, backend.drift.join(", "));
     }
+    let keys = status.needs_restart.iter();
+    text.extend(keys.map(|key| format!("differs from the file: {key}, until a restart\n")));
     text
+}
+
+/// Which file runs, and what became of the last attempt to replace it.
+fn configuration_lines(status: &Status) -> String {
+    let config = status.config.as_deref().unwrap_or("without a file");
+    match &status.last_reload {
+        None => format!("configuration {config}\n"),
+        Some(LastReload { at, by, error: None, .. }) => format!("configuration {config}, reloaded {at} ({by})\n"),
+        Some(LastReload { at, by, error: Some(error), .. }) => {
+            format!("configuration {config}, RELOAD REFUSED {at} ({by}): {error}\n")
+        }
+    }
 }
 
 fn listener_line(listener: &Listener) -> String {
@@ -142,11 +157,20 @@ mod tests {
             workers: 2,
             connections: 4,
             connections_limit: 9,
+            config: Some("/etc/sluicegate.toml".to_owned()),
+            last_reload: Some(LastReload {
+                at: "2026-11-20T20:31:07Z".to_owned(),
+                by: "SIGHUP".to_owned(),
+                result: "refused".to_owned(),
+                error: Some("E021: unknown key `x`".to_owned()),
+            }),
+            needs_restart: vec!["[global] workers".to_owned()],
             listeners: vec![listener("https", true), listener("tcp", false)],
             pools: vec![pool],
         };
         let expected = "\
 sluicegate 0.1.0, pid 7, ready for 3m20s: 4 of 9 connections, 2 workers
+configuration /etc/sluicegate.toml, RELOAD REFUSED 2026-11-20T20:31:07Z (SIGHUP): E021: unknown key `x`
 listener https  0.0.0.0:443  tls  2 connections
   pool web  round_robin  active-active
     web-01  10.0.0.11:80  up        weight 1  3 connections
@@ -155,6 +179,7 @@ listener https  0.0.0.0:443  tls  2 connections
 listener tcp  0.0.0.0:443  tcp  2 connections
   pool web: see above
 differs from the file: web/web-03 draining
+differs from the file: [global] workers, until a restart
 ";
         assert_eq!(tree(&status), expected);
     }

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -51,16 +51,8 @@ pub fn parse(text: &str, base: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<D
     if text.len() > MAX_BYTES {
         return Err(vec![too_large()]);
     }
-    let (tree, mut syntax_errors) = Tree::parse(text);
     let mut report = Report::new(text);
-    let file = match without_hiding_lines(text, &syntax_errors) {
-        None => read(tree.root(), text, base, &mut report),
-        Some(cleared) => {
-            let (tree, more_errors) = Tree::parse(&cleared);
-            syntax_errors.extend(more_errors);
-            read(tree.root(), text, base, &mut report)
-        }
-    };
+    let (file, syntax_errors) = read_text(text, base, &mut report);
     check(&file, &mut report);
     if !syntax_errors.is_empty() {
         return Err(with_syntax_errors(&syntax_errors, report, text).into_diagnostics());
@@ -72,6 +64,26 @@ pub fn parse(text: &str, base: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<D
         }
         _ => Err(report.into_diagnostics()),
     }
+}
+
+/// The admin socket that a text names, whatever is wrong with the rest of it.
+pub fn admin_socket(text: &str, base: &Path) -> Option<PathBuf> {
+    let (file, _) = read_text(text.get(..MAX_BYTES).unwrap_or(text), base, &mut Report::new(text));
+    file.admin.socket.map(|socket| socket.value)
+}
+
+/// What is written, and what of it is not TOML.
+fn read_text(text: &str, base: &Path, report: &mut Report) -> (File, Vec<toml::de::Error>) {
+    let (tree, mut errors) = Tree::parse(text);
+    let file = match without_hiding_lines(text, &errors) {
+        None => read(tree.root(), text, base, report),
+        Some(cleared) => {
+            let (tree, more) = Tree::parse(&cleared);
+            errors.extend(more);
+            read(tree.root(), text, base, report)
+        }
+    };
+    (file, errors)
 }
 
 /// For whoever reads the file: this can be said before it is read.

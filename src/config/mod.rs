@@ -7,6 +7,7 @@ mod check;
 pub mod code;
 mod convert;
 pub mod diagnostic;
+pub mod difference;
 mod file;
 mod lines;
 mod lint;
@@ -28,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, parse, too_large};
+pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, admin_socket, parse, too_large};
 pub use diagnostic::Diagnostic;
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
@@ -55,7 +56,7 @@ pub struct Config {
 }
 
 /// A value with the place it was written at, for messages about things that only show when files are read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Eq)]
 pub struct Located<T> {
     pub value: T,
     /// Byte range in the configuration text.
@@ -146,7 +147,7 @@ pub enum DenyAction {
     Reset,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Rule {
     /// Unique; `default` is reserved.
     pub name: String,
@@ -168,7 +169,7 @@ pub enum Networks {
 }
 
 /// A question about the firewall with its answer, asked by `check`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct FirewallTest {
     pub from: IpAddr,
     /// Every listener when none is named.
@@ -225,4 +226,27 @@ pub struct CertificateFiles {
 pub enum TlsVersion {
     V1_2,
     V1_3,
+}
+
+// What is written stays the same wherever in the file it stands: a comment above it changes nothing.
+
+impl<T: PartialEq> PartialEq for Located<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl PartialEq for Rule {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { name, action, networks, listeners, shadow, span: _ } = self;
+        (name, action, networks, listeners, shadow)
+            == (&other.name, &other.action, &other.networks, &other.listeners, &other.shadow)
+    }
+}
+
+impl PartialEq for FirewallTest {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { from, listener, expect, span: _ } = self;
+        (from, listener, expect) == (&other.from, &other.listener, &other.expect)
+    }
 }

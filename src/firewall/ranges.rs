@@ -48,7 +48,7 @@ pub struct Entry<A> {
 /// Immutable. At most two ranges per network, because a network splits the range it falls in.
 ///
 /// The shape is a B+ tree without pointers: children of the block at `i` are the blocks from `i * BLOCK` of the next level.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Ranges<A> {
     /// Each level samples the first start of every block of the one after it, the last level samples `blocks`; the first
     /// is a single block. All but the largest stay in the processor's caches.
@@ -59,7 +59,7 @@ pub struct Ranges<A> {
 }
 
 /// Ranges in order. The end of the last block is filled up with its last range.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(64))]
 struct Block<A> {
     /// First address of each range, ascending, the very first one zero; a range ends before the next.

@@ -35,7 +35,7 @@ pub struct Verdict<'a> {
 /// The first-match verdict for every address there is, found in one search. Immutable.
 ///
 /// About 8.3 bytes per range for IPv4 and 21 for IPv6, and at most two ranges per network.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Table {
     v4: Ranges<u32>,
     v6: Ranges<u128>,

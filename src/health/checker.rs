@@ -3,11 +3,14 @@
 use std::{
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
 use tracing::{info, warn};
 
 use super::{
@@ -30,21 +33,61 @@ pub type Close = Arc<dyn Fn(&Backend) + Send + Sync>;
 
 /// What is to be watched.
 pub struct Watch<'a> {
-    /// With the configuration and the materials of each.
-    pub pools: Vec<(Arc<Pool>, &'a config::Pool, &'a CheckMaterials)>,
+    pub pools: Vec<Watched<'a>>,
     pub registry: &'a Registry,
     pub close: Close,
+}
+
+/// A pool whose backends are to be watched.
+#[derive(Debug)]
+pub struct Watched<'a> {
+    pub pool: Arc<Pool>,
+    pub config: &'a config::Pool,
+    pub materials: &'a CheckMaterials,
+    /// The same as before: then the checks of backends that stay go on.
+    pub is_same: bool,
 }
 
 /// The running checks; dropping it ends them.
 #[derive(Debug)]
 pub struct Checkers {
-    _tasks: JoinSet<()>,
+    /// One for each backend that is checked, in the order of the configuration.
+    checks: Vec<Arc<Running>>,
     /// Of every backend, also of those that nobody checks: their series stay.
     _cells: Vec<Arc<PerWorker<CheckCells>>>,
-    reports: Vec<Arc<Mutex<Report>>>,
-    /// Ends when the last backend has its first verdict.
-    first: mpsc::Receiver<()>,
+    rhythm: Rhythm,
+}
+
+/// Ends when the last of the backends that are new has its first verdict.
+#[derive(Debug)]
+pub struct FirstVerdicts(mpsc::Receiver<()>);
+
+/// By which the checks of a process take turns.
+#[derive(Debug, Clone, Copy)]
+struct Rhythm {
+    begin: Instant,
+    shift: f64,
+    /// Of the next backend.
+    number: u32,
+}
+
+/// A backend that is being checked.
+#[derive(Debug)]
+struct Running {
+    backend: Arc<Backend>,
+    report: Arc<Mutex<Report>>,
+    post: Arc<Post>,
+    /// Ends with this, unless connections of a configuration that is gone still depend on it.
+    task: AbortHandle,
+}
+
+/// For whom a backend is checked.
+#[derive(Debug)]
+struct Post {
+    /// The pool that it is a member of now.
+    pool: Mutex<Arc<Pool>>,
+    /// It is a member no more.
+    is_left: AtomicBool,
 }
 
 /// What the last checks of a backend found.
@@ -65,13 +108,13 @@ pub struct Report {
 
 /// Everything that one task owns.
 struct Checker {
-    pool: Arc<Pool>,
+    post: Arc<Post>,
+    pool_name: Arc<str>,
     backend: Arc<Backend>,
     probe: Arc<Probe>,
     timeout: Duration,
     pace: Pace,
     threshold: Threshold,
-    closes: bool,
     cells: Arc<PerWorker<CheckCells>>,
     report: Arc<Mutex<Report>>,
     hindrances: Hindrances,
@@ -94,68 +137,131 @@ impl std::fmt::Debug for Watch<'_> {
 }
 
 impl Checkers {
-    /// Begins to check; the first questions are asked at once. Needs the control runtime.
-    pub fn start(watch: &Watch) -> Self {
-        let random = RandomState::new();
-        let shift = f64::from(u32::try_from(random.hash_one("shift") >> 32).unwrap_or_default()) / f64::from(u32::MAX);
+    /// Begins to check; the first questions are asked at once. What `old` checks already it goes on checking. Needs the
+    /// control runtime.
+    pub fn start(watch: &Watch, old: Option<&Self>) -> (Self, FirstVerdicts) {
         let (first_sender, first) = mpsc::channel(1);
-        let (mut tasks, mut reports, mut all_cells) = (JoinSet::new(), Vec::new(), Vec::new());
-        let begin = Instant::now();
-        let mut number = 0;
-        for (pool, config, materials) in &watch.pools {
-            for backend in pool.backends() {
-                let cells = watch.registry.checks(&pool.name, &backend.name);
+        let mut rhythm = old.map_or_else(Rhythm::new, |old| old.rhythm);
+        let (mut checks, mut all_cells) = (Vec::new(), Vec::new());
+        for watched in &watch.pools {
+            for backend in watched.pool.backends() {
+                let cells = watch.registry.checks(&watched.pool.name, &backend.name);
                 all_cells.push(Arc::clone(&cells));
-                let Some(check) = &config.check else { continue };
-                let probe = Arc::new(Probe::new(check, materials, backend.address));
-                let report = Arc::new(Mutex::new(Report {
-                    pool: Arc::clone(&pool.name),
-                    backend: Arc::clone(&backend.name),
-                    target: probe.target(),
-                    kind: check.kind.as_str(),
-                    last: None,
-                    hindrance: None,
-                    since: None,
-                }));
-                reports.push(Arc::clone(&report));
-                let checker = Checker {
-                    pool: Arc::clone(pool),
-                    backend: Arc::clone(backend),
-                    probe,
-                    timeout: check.timeout,
-                    pace: Pace::new(check.every, number, shift),
-                    threshold: match backend.health() {
-                        Health::Unknown => Threshold::new(check.rise, check.fall),
-                        health => Threshold::known(check.rise, check.fall, health == Health::Up),
-                    },
-                    closes: config.on_down == config::OnDown::Close,
-                    cells,
-                    report,
-                    hindrances: Hindrances::default(),
-                    close: Arc::clone(&watch.close),
-                    // Where something is known already, nobody has to wait.
-                    first: (backend.health() == Health::Unknown).then(|| first_sender.clone()),
-                };
-                let seed = RandomState::new();
-                tasks.spawn(checker.run(begin, seed));
-                number += 1;
+                let Some(check) = &watched.config.check else { continue };
+                let known = old.and_then(|old| old.checks.iter().find(|known| known.backend.id == backend.id));
+                // Where the process before has told what is known, nobody has to wait.
+                let is_awaited = old.is_some() || backend.health() == Health::Unknown;
+                let first = is_awaited.then(|| first_sender.clone());
+                let start = || Running::start(watch, watched, (backend, check), &mut rhythm, (cells, first));
+                checks.push(known.filter(|_| watched.is_same).map_or_else(|| Arc::new(start()), Arc::clone));
             }
         }
-        Self { _tasks: tasks, _cells: all_cells, reports, first }
+        (Self { checks, _cells: all_cells, rhythm }, FirstVerdicts(first))
     }
 
-    /// Waits until every backend has its first verdict, and tells how many have none when the time is over.
-    pub async fn first_verdicts(&mut self, patience: Duration) -> usize {
-        // Nobody sends anything: the channel ends with its last sender.
-        match tokio::time::timeout(patience, self.first.recv()).await {
-            Ok(_) => 0,
-            Err(_) => self.reports().filter(|report| report.last.is_none()).count(),
+    /// Takes the place of `old`: what is found from now on is for these pools. What `old` alone checks it checks no more,
+    /// except for connections that have to end with their backend.
+    pub fn adopt(&self, old: &Self, pools: &[Arc<Pool>]) {
+        for check in &self.checks {
+            check.post.join(pools);
+        }
+        let is_kept = |check: &Running| self.checks.iter().any(|kept| kept.backend.id == check.backend.id);
+        for check in old.checks.iter().filter(|check| !self.checks.iter().any(|kept| Arc::ptr_eq(kept, check))) {
+            check.post.is_left.store(true, Ordering::Relaxed);
+            if is_kept(check) || !check.post.is_needed(&check.backend) {
+                check.task.abort();
+            }
         }
     }
 
     /// What is known of each backend that is checked, in the order of the configuration.
     pub fn reports(&self) -> impl Iterator<Item = Report> {
-        self.reports.iter().map(|report| report.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        self.checks.iter().map(|check| check.report.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl FirstVerdicts {
+    /// Waits until every new backend has its first verdict. False: some have none when the time is over.
+    pub async fn wait(mut self, patience: Duration) -> bool {
+        // Nobody sends anything: the channel ends with its last sender.
+        tokio::time::timeout(patience, self.0.recv()).await.is_ok()
+    }
+}
+
+impl Rhythm {
+    fn new() -> Self {
+        let random = RandomState::new().hash_one("shift") >> 32;
+        let shift = f64::from(u32::try_from(random).unwrap_or_default()) / f64::from(u32::MAX);
+        Self { begin: Instant::now(), shift, number: 0 }
+    }
+}
+
+impl Running {
+    fn start(
+        watch: &Watch,
+        watched: &Watched,
+        (backend, check): (&Arc<Backend>, &config::Check),
+        rhythm: &mut Rhythm,
+        (cells, first): (Arc<PerWorker<CheckCells>>, Option<mpsc::Sender<()>>),
+    ) -> Self {
+        let probe = Arc::new(Probe::new(check, watched.materials, backend.address));
+        let report = Arc::new(Mutex::new(Report {
+            pool: Arc::clone(&watched.pool.name),
+            backend: Arc::clone(&backend.name),
+            target: probe.target(),
+            kind: check.kind.as_str(),
+            last: None,
+            hindrance: None,
+            since: None,
+        }));
+        let post = Arc::new(Post { pool: Mutex::new(Arc::clone(&watched.pool)), is_left: AtomicBool::new(false) });
+        let checker = Checker {
+            post: Arc::clone(&post),
+            pool_name: Arc::clone(&watched.pool.name),
+            backend: Arc::clone(backend),
+            probe,
+            timeout: check.timeout,
+            pace: Pace::new(check.every, rhythm.number, rhythm.shift),
+            threshold: match backend.health() {
+                Health::Unknown => Threshold::new(check.rise, check.fall),
+                health => Threshold::known(check.rise, check.fall, health == Health::Up),
+            },
+            cells,
+            report: Arc::clone(&report),
+            hindrances: Hindrances::default(),
+            close: Arc::clone(&watch.close),
+            first,
+        };
+        rhythm.number = rhythm.number.wrapping_add(1);
+        let task = tokio::spawn(checker.run(rhythm.begin, RandomState::new())).abort_handle();
+        Self { backend: Arc::clone(backend), report, post, task }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.post.is_needed(&self.backend) {
+            self.task.abort();
+        }
+    }
+}
+
+impl Post {
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pool of the same name takes the place of the one before.
+    fn join(&self, pools: &[Arc<Pool>]) {
+        let mut own = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.iter().find(|pool| pool.name == own.name) {
+            own.clone_from(pool);
+        }
+    }
+
+    /// Whether a backend that is no member any more has connections that have to end when it goes down (traps B8).
+    fn is_needed(&self, backend: &Backend) -> bool {
+        self.is_left.load(Ordering::Relaxed) && self.pool().closes_on_down && backend.live() > 0
     }
 }
 
@@ -166,6 +272,9 @@ impl Checker {
             let verdict = self.ask().await;
             self.cells.at(0).checks.at(verdict.as_ref().err().map_or(CheckResult::Ok, |failure| failure.result)).add(1);
             self.judge(verdict);
+            if self.post.is_left.load(Ordering::Relaxed) && !self.post.is_needed(&self.backend) {
+                return;
+            }
             let next = self.pace.next(begun, random.hash_one(count));
             tokio::time::sleep_until(begin + next).await;
         }
@@ -202,9 +311,10 @@ impl Checker {
     fn change(&self, change: Change, failure: Option<&Failure>) {
         let (Change::First { up } | Change::Turned { up }) = change;
         let health = if up { Health::Up } else { Health::Down };
-        let mode = self.pool.set_health(&self.backend, health, clock::coarse());
+        let pool = self.post.pool();
+        let mode = pool.set_health(&self.backend, health, clock::coarse());
         // First of all what clients notice, then the words.
-        if !up && self.closes {
+        if !up && pool.closes_on_down {
             (self.close)(&self.backend);
         }
         // That a backend is well at the start is what everybody expects.
@@ -213,8 +323,8 @@ impl Checker {
             self.cells.at(0).transitions.at(to).add(1);
             self.tell(up, failure);
         }
-        if let Some(mode) = mode {
-            tell_mode(&self.pool, mode);
+        if let Some(mode) = mode.filter(|_| !self.post.is_left.load(Ordering::Relaxed)) {
+            tell_mode(&pool, mode);
         }
     }
 
@@ -223,7 +333,7 @@ impl Checker {
     fn hinder(&mut self, failure: &Failure) {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).hindrance = Some(failure.clone());
         if self.hindrances.note(failure.result) {
-            let (pool, backend, check) = (&*self.pool.name, &*self.backend.name, self.probe.target());
+            let (pool, backend, check) = self.names();
             let reason = &*failure.reason;
             warn!(pool, backend, %check, reason, "backend cannot be checked from here: it stays as it is");
         }
@@ -231,13 +341,18 @@ impl Checker {
 
     fn unhinder(&mut self) {
         if std::mem::take(&mut self.hindrances).is_told {
-            let (pool, backend, check) = (&*self.pool.name, &*self.backend.name, self.probe.target());
+            let (pool, backend, check) = self.names();
             info!(pool, backend, %check, "backend can be checked again");
         }
     }
 
+    /// What messages name.
+    fn names(&self) -> (&str, &str, SocketAddr) {
+        (&self.pool_name, &self.backend.name, self.probe.target())
+    }
+
     fn tell(&self, up: bool, failure: Option<&Failure>) {
-        let (pool, backend, check) = (&*self.pool.name, &*self.backend.name, self.probe.target());
+        let (pool, backend, check) = self.names();
         if up {
             info!(pool, backend, %check, "backend is up");
             return;

@@ -9,4 +9,4 @@ pub mod checker;
 pub mod pace;
 pub mod probe;
 
-pub use checker::{Checkers, Close, Report, Watch, tell_mode};
+pub use checker::{Checkers, Close, FirstVerdicts, Report, Watch, Watched, tell_mode};

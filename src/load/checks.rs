@@ -5,14 +5,14 @@ use std::{path::PathBuf, sync::Arc};
 use rustls::{ClientConfig, crypto::CryptoProvider, pki_types::CertificateDer};
 use zeroize::Zeroizing;
 
-use super::{PEM_LIMIT, unreadable};
+use super::{PEM_LIMIT, files::Files, unreadable};
 use crate::{
     config::{
         self, CheckKind, CheckTls, Config, Diagnostic, Located, Secret,
         code::{BAD_CERTIFICATE, BAD_TEXT, UNREADABLE},
         diagnostic::Origin,
+        difference::Part,
     },
-    sys::file::read_bounded,
     tls::{client::client, pem},
 };
 
@@ -34,20 +34,30 @@ impl std::fmt::Debug for CheckMaterials {
 }
 
 /// In the order of the pools.
-pub fn read_checks(config: &Config, provider: &CryptoProvider, found: &mut Vec<Diagnostic>) -> Vec<CheckMaterials> {
+pub fn read_checks(
+    config: &Config,
+    provider: &CryptoProvider,
+    files: &mut Files,
+    found: &mut Vec<Diagnostic>,
+) -> Vec<CheckMaterials> {
     let provider = Arc::new(provider.clone());
-    let pools = config.pools.iter();
-    pools.map(|pool| pool.check.as_ref().map(|check| materials(check, &provider, found)).unwrap_or_default()).collect()
+    let mut read = |pool: &config::Pool| pool.check.as_ref().map(|check| materials(check, &provider, files, found));
+    config.pools.iter().map(|pool| read(pool).unwrap_or_default()).collect()
 }
 
-fn materials(check: &config::Check, provider: &Arc<CryptoProvider>, found: &mut Vec<Diagnostic>) -> CheckMaterials {
+fn materials(
+    check: &config::Check,
+    provider: &Arc<CryptoProvider>,
+    files: &mut Files,
+    found: &mut Vec<Diagnostic>,
+) -> CheckMaterials {
     let mut materials = CheckMaterials::default();
     match &check.kind {
-        CheckKind::Tls(tls) => materials.tls = tls_client(tls, provider, found),
+        CheckKind::Tls(tls) => materials.tls = tls_client(tls, provider, files, found),
         CheckKind::Http(asked) => {
-            materials.tls = asked.tls.as_ref().and_then(|tls| tls_client(tls, provider, found));
+            materials.tls = asked.tls.as_ref().and_then(|tls| tls_client(tls, provider, files, found));
         }
-        CheckKind::Mysql { password, .. } => match secret(password) {
+        CheckKind::Mysql { password, .. } => match secret(password, files) {
             Ok(password) => materials.password = password,
             Err(problem) => found.push(*problem),
         },
@@ -59,9 +69,10 @@ fn materials(check: &config::Check, provider: &Arc<CryptoProvider>, found: &mut 
 fn tls_client(
     tls: &CheckTls,
     provider: &Arc<CryptoProvider>,
+    files: &mut Files,
     found: &mut Vec<Diagnostic>,
 ) -> Option<Arc<ClientConfig>> {
-    let roots = match tls.ca.as_ref().map(authorities).transpose() {
+    let roots = match tls.ca.as_ref().map(|file| authorities(file, files)).transpose() {
         Ok(roots) => roots,
         Err(problem) => {
             found.push(*problem);
@@ -78,8 +89,9 @@ fn tls_client(
     client.ok().map(Arc::new)
 }
 
-fn authorities(file: &Located<PathBuf>) -> Result<Vec<CertificateDer<'static>>, Box<Diagnostic>> {
-    let bytes = read_bounded(&file.value, PEM_LIMIT)
+fn authorities(file: &Located<PathBuf>, files: &mut Files) -> Result<Vec<CertificateDer<'static>>, Box<Diagnostic>> {
+    let bytes = files
+        .read(Part::File, &file.value, PEM_LIMIT)
         .map_err(|error| unreadable(format!("cannot use authorities `{}`: {error}", file.value.display()), at(file)))?;
     pem::chain(&bytes).map_err(|error| {
         let message = format!("`{}`: {error}", file.value.display());
@@ -91,7 +103,7 @@ fn at(file: &Located<PathBuf>) -> Origin {
     Origin::File { path: file.value.clone(), span: Some(file.span.clone()) }
 }
 
-fn secret(secret: &Secret) -> Result<Zeroizing<String>, Box<Diagnostic>> {
+fn secret(secret: &Secret, files: &mut Files) -> Result<Zeroizing<String>, Box<Diagnostic>> {
     match secret {
         Secret::Inline(text) => Ok(text.clone()),
         Secret::Env(name) => std::env::var(&name.value).map(Zeroizing::new).map_err(|error| {
@@ -104,7 +116,7 @@ fn secret(secret: &Secret) -> Result<Zeroizing<String>, Box<Diagnostic>> {
             Diagnostic::error(UNREADABLE, message).at(name.span.clone()).label("named here").help(help).into()
         }),
         Secret::File(file) => {
-            let bytes = read_bounded(&file.value, SECRET_LIMIT).map(Zeroizing::new).map_err(|error| {
+            let bytes = files.read(Part::File, &file.value, SECRET_LIMIT).map(Zeroizing::new).map_err(|error| {
                 unreadable(format!("cannot use password file `{}`: {error}", file.value.display()), at(file))
             })?;
             let text = std::str::from_utf8(&bytes).map_err(|_| {
@@ -127,7 +139,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"hunter2\nmore\n").unwrap();
         let path = Located { value: file.path().to_owned(), span: 0..1 };
-        let password = secret(&Secret::File(path)).unwrap();
+        let password = secret(&Secret::File(path), &mut Files::default()).unwrap();
         assert_eq!(password.as_str(), "hunter2");
         let materials = CheckMaterials { password, ..CheckMaterials::default() };
         assert!(!format!("{materials:?}").contains("hunter2"));
@@ -136,9 +148,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_its_cure() {
         let name = Located { value: "SLUICEGATE_NO_SUCH".to_owned(), span: 3..9 };
-        let problem = secret(&Secret::Env(name)).unwrap_err();
+        let problem = secret(&Secret::Env(name), &mut Files::default()).unwrap_err();
         assert!(problem.message.contains("SLUICEGATE_NO_SUCH") && problem.span() == Some(&(3..9)), "{problem:?}");
         let path = Located { value: "/nonexistent/password".into(), span: 0..1 };
-        assert_eq!(secret(&Secret::File(path)).unwrap_err().code, UNREADABLE);
+        assert_eq!(secret(&Secret::File(path), &mut Files::default()).unwrap_err().code, UNREADABLE);
     }
 }

@@ -3,6 +3,8 @@
 //! Nothing is put to work here. Every mistake in every file is found before the first is reported.
 
 mod checks;
+mod files;
+mod reload;
 
 use std::{
     collections::HashMap,
@@ -18,21 +20,24 @@ use crate::{
     config::{
         self, Config, Diagnostic, FirewallTest, Networks,
         code::{
-            BAD_CERTIFICATE, BAD_KEY, BAD_LIST_LINE, BAD_TEXT, EXPIRED, FIREWALL_TEST, KEY_MISMATCH, LIST_LINE,
-            UNREADABLE,
+            BAD_CERTIFICATE, BAD_KEY, BAD_LIST_LINE, BAD_TEXT, EXPIRED, EXPIRED_SERVED, FIREWALL_TEST, KEY_MISMATCH,
+            LIST_LINE, UNREADABLE,
         },
         diagnostic::Origin,
+        difference::Part,
     },
     firewall::{List, RuleSet, Table, parse_list},
     sys::file::{ReadError, read_bounded},
     tls::certificates::{Certificate, CertificateError, Culprit},
 };
+use files::Files;
 
 /// Larger files are somebody's mistake.
 const LIST_LIMIT: u64 = 256 << 20;
 const PEM_LIMIT: u64 = 1 << 20;
 
 pub use checks::CheckMaterials;
+pub use reload::reload;
 
 /// A configuration text and where it came from.
 #[derive(Debug, Clone)]
@@ -52,6 +57,8 @@ pub struct Loaded {
     pub prefixes: Vec<(usize, usize)>,
     /// In the order of the pools.
     pub checks: Vec<CheckMaterials>,
+    /// What was read.
+    files: Files,
 }
 
 /// What one listener needs from files.
@@ -85,25 +92,31 @@ pub fn read(path: &Path) -> Result<Text, Box<Diagnostic>> {
 
 /// Parses the text and reads everything it names.
 pub fn load(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Vec<Diagnostic>> {
+    load_after(source, provider, None)
+}
+
+/// As [`load`]; what is served `before` is not refused for having expired since.
+fn load_after(source: &Text, provider: &CryptoProvider, before: Option<&Loaded>) -> Result<Loaded, Vec<Diagnostic>> {
     let base = source.path.parent().unwrap_or(Path::new(""));
     let (config, mut found) = config::parse(&source.text, base)?;
-    let lists = read_lists(&config, &mut found);
-    let certificates = read_certificates(&config, provider, &mut found);
-    let checks = checks::read_checks(&config, provider, &mut found);
+    let mut files = Files::default();
+    let lists = read_lists(&config, &mut files, &mut found);
+    let certificates = read_certificates(&config, provider, &mut files, before, &mut found);
+    let checks = checks::read_checks(&config, provider, &mut files, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
-    let listeners = materials(&config, &lists, certificates);
+    let listeners = materials(&config, &lists, certificates, before);
     run_tests(&config, &listeners, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
     let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
-    Ok(Loaded { config, warnings: found, listeners, prefixes, checks })
+    Ok(Loaded { config, warnings: found, listeners, prefixes, checks, files })
 }
 
 /// Every list file once, however many rules name it.
-fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, List> {
+fn read_lists(config: &Config, files: &mut Files, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, List> {
     let mut lists = HashMap::new();
     for rule in &config.firewall.rules {
         let Networks::File(file) = &rule.networks else { continue };
@@ -111,7 +124,7 @@ fn read_lists(config: &Config, found: &mut Vec<Diagnostic>) -> HashMap<PathBuf, 
             continue;
         }
         let at = || Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
-        let list = match read_bounded(&file.value, LIST_LIMIT) {
+        let list = match files.read(Part::List, &file.value, LIST_LIMIT) {
             Ok(bytes) => parse_list(&bytes),
             Err(error) => {
                 let message = format!("cannot use list `{}`: {error}", file.value.display());
@@ -160,23 +173,43 @@ fn unreadable(message: String, at: Origin) -> Diagnostic {
 }
 
 /// The certificates of every listener, in the order they are written.
-fn read_certificates(config: &Config, provider: &CryptoProvider, found: &mut Vec<Diagnostic>) -> Vec<Vec<Certificate>> {
+fn read_certificates(
+    config: &Config,
+    provider: &CryptoProvider,
+    files: &mut Files,
+    before: Option<&Loaded>,
+    found: &mut Vec<Diagnostic>,
+) -> Vec<Vec<Certificate>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let mut read_one = |named: &config::CertificateFiles| {
+        let (chain, key) = read_pair(named, files, found)?;
+        let read = |now| Certificate::from_pem(&chain, &key, now, provider);
+        let is_served = before.is_some_and(|before| before.files.has_same(files, &named.cert.value));
+        let certificate = match read(now) {
+            // Refusing it would not take it back from the clients, and would keep every other change from them.
+            Err(CertificateError::Expired { not_after }) if is_served => {
+                found.push(about_expired(named, &CertificateError::Expired { not_after }));
+                read(not_after)
+            }
+            read => read,
+        };
+        certificate.map_err(|error| found.push(about_certificate(named, &error))).ok()
+    };
     let listeners = config.listeners.iter().map(|listener| {
-        let files = listener.tls.iter().flat_map(|tls| &tls.certificates);
-        files.filter_map(|files| read_certificate(files, now, provider, found)).collect()
+        let named = listener.tls.iter().flat_map(|tls| &tls.certificates);
+        named.filter_map(&mut read_one).collect()
     });
     listeners.collect()
 }
 
-fn read_certificate(
-    files: &config::CertificateFiles,
-    now: i64,
-    provider: &CryptoProvider,
+/// The bytes of a certificate and of its key.
+fn read_pair(
+    named: &config::CertificateFiles,
+    files: &mut Files,
     found: &mut Vec<Diagnostic>,
-) -> Option<Certificate> {
+) -> Option<(Vec<u8>, zeroize::Zeroizing<Vec<u8>>)> {
     let mut read = |file: &config::Located<PathBuf>, what| {
-        let bytes = read_bounded(&file.value, PEM_LIMIT);
+        let bytes = files.read(Part::Certificate, &file.value, PEM_LIMIT);
         bytes
             .map_err(|error| {
                 let message = format!("cannot use {what} `{}`: {error}", file.value.display());
@@ -185,11 +218,14 @@ fn read_certificate(
             })
             .ok()
     };
-    let (chain, key) = (read(&files.cert, "certificate"), read(&files.key, "key"));
-    let (chain, key) = (chain?, zeroize::Zeroizing::new(key?));
-    Certificate::from_pem(&chain, &key, now, provider)
-        .map_err(|error| found.push(about_certificate(files, &error)))
-        .ok()
+    let (chain, key) = (read(&named.cert, "certificate"), read(&named.key, "key"));
+    Some((chain?, zeroize::Zeroizing::new(key?)))
+}
+
+fn about_expired(named: &config::CertificateFiles, error: &CertificateError) -> Diagnostic {
+    let at = Origin::File { path: named.cert.value.clone(), span: Some(named.cert.span.clone()) };
+    let message = format!("`{}` is served although {error}", named.cert.value.display());
+    Diagnostic::warning(EXPIRED_SERVED, message).from(at).help(error.cure())
 }
 
 fn about_certificate(files: &config::CertificateFiles, error: &CertificateError) -> Diagnostic {
@@ -211,8 +247,13 @@ fn about_certificate(files: &config::CertificateFiles, error: &CertificateError)
     }
 }
 
-/// One table for each distinct set of rules.
-fn materials(config: &Config, lists: &HashMap<PathBuf, List>, certificates: Vec<Vec<Certificate>>) -> Vec<Materials> {
+/// One table for each distinct set of rules; the one of `before`, where it says the same.
+fn materials(
+    config: &Config,
+    lists: &HashMap<PathBuf, List>,
+    certificates: Vec<Vec<Certificate>>,
+    before: Option<&Loaded>,
+) -> Vec<Materials> {
     let mut tables: HashMap<Arc<[usize]>, Arc<Table>> = HashMap::new();
     let listeners = config.listeners.iter().zip(certificates).map(|(listener, certificates)| {
         let applies = |rule: &config::Rule| rule.listeners.is_empty() || rule.listeners.contains(&listener.name);
@@ -220,7 +261,9 @@ fn materials(config: &Config, lists: &HashMap<PathBuf, List>, certificates: Vec<
         let rules: Arc<[usize]> = all.filter(|(_, rule)| applies(rule)).map(|(index, _)| index).collect();
         let table = tables.entry(Arc::clone(&rules)).or_insert_with(|| {
             let sets: Vec<_> = rules.iter().filter_map(|&index| rule_set(config, lists, index)).collect();
-            Arc::new(Table::build(&sets, config.firewall.default))
+            let table = Table::build(&sets, config.firewall.default);
+            let mut known = before.iter().flat_map(|before| &before.listeners).map(|listener| &listener.table);
+            known.find(|known| ***known == table).map_or_else(|| Arc::new(table), Arc::clone)
         });
         Materials { table: Arc::clone(table), rules, certificates }
     });

@@ -23,6 +23,6 @@ pub use labels::{
     AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
     RuleAction, Transition,
 };
-pub use registry::{Registry, Reloads};
+pub use registry::{Generation, Registry, Reloads};
 pub use render::render;
 pub use totals::Totals;

@@ -26,6 +26,7 @@ pub struct Registry {
     pub(super) checks: Named<(String, String), CheckCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
+    generations: Arc<AtomicU64>,
     before: Mutex<Before>,
 }
 
@@ -36,6 +37,10 @@ struct Before {
     applied: u64,
     refused: u64,
 }
+
+/// A configuration that was put to work, counted until the last connection that keeps it has ended (traps L1).
+#[derive(Debug)]
+pub struct Generation(Arc<AtomicU64>);
 
 /// Every block under its name, in the order of the names.
 pub type All<K, T> = Vec<(K, Arc<PerWorker<T>>)>;
@@ -66,6 +71,7 @@ impl Registry {
             checks: Named::new(1),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
+            generations: Arc::default(),
             before: Mutex::default(),
         }
     }
@@ -144,6 +150,17 @@ impl Registry {
         *self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For a configuration that is to be put to work.
+    pub fn generation(&self) -> Arc<Generation> {
+        self.generations.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Generation(Arc::clone(&self.generations)))
+    }
+
+    /// How many there are.
+    pub fn generations(&self) -> u64 {
+        self.generations.load(Ordering::Relaxed)
+    }
+
     pub fn listeners(&self) -> All<String, ListenerCells> {
         self.listeners.all()
     }
@@ -162,6 +179,12 @@ impl Registry {
 
     pub fn all_checks(&self) -> All<(String, String), CheckCells> {
         self.checks.all()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

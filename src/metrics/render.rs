@@ -64,7 +64,7 @@ const COUNTERS: [(&str, &str); 17] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 13] = [
+const GAUGES: [(&str, &str); 14] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
@@ -78,6 +78,7 @@ const GAUGES: [(&str, &str); 13] = [
     ("sluicegate_backend_weight", "Weight of the backend."),
     ("sluicegate_backend_connections", "Live connections to the backend."),
     ("sluicegate_config_last_reload_successful", "1 when the last configuration was applied."),
+    ("sluicegate_config_snapshots", "Configurations in use: the newest, and older ones that connections keep."),
 ];
 
 fn describe() {
@@ -197,6 +198,7 @@ fn house(registry: &Registry) {
     count("sluicegate_config_reloads_total", &[("result", "applied")], reloads.applied);
     count("sluicegate_config_reloads_total", &[("result", "refused")], reloads.refused);
     show("sluicegate_config_last_reload_successful", &[], f64::from(u8::from(reloads.last_successful)));
+    show("sluicegate_config_snapshots", &[], registry.generations() as f64);
     count("sluicegate_log_records_dropped_total", &[], registry.records_dropped());
 }
 

@@ -141,6 +141,21 @@ impl Pool {
         }
     }
 
+    /// What an operator did to `old`, the pool before, since this one was built from it.
+    pub fn catch_up(&self, old: &Self) {
+        let shares = || self.active.shares().chain(self.backup.shares());
+        for (before, by_hand, written) in old.active.shares().chain(old.backup.shares()) {
+            let same = |backend: &Backend| backend.name == before.name && backend.address == before.address;
+            let Some((backend, weight, now_written)) = shares().find(|(backend, ..)| same(backend)) else { continue };
+            backend.set_draining(before.is_draining());
+            if written == now_written && weight != by_hand {
+                for tier in [&self.active, &self.backup] {
+                    tier.set_weight(backend, by_hand, Policy { balance: self.balance, hash_key: &self.hash_key });
+                }
+            }
+        }
+    }
+
     /// Puts in force what this configuration says of the backends it shares with the one before: called once, when it has
     /// taken its place. What changed is to be told.
     pub fn adopt(&self, now: Moment) -> Option<Mode> {

@@ -110,6 +110,12 @@ impl Policy {
         &self.tickets
     }
 
+    /// The keys of its tickets, for the policy that is to replace it: if that one is for other names, a ticket of this is
+    /// worth nothing there (traps T4), otherwise clients resume across the change (T5).
+    pub fn tickets_for(&self, certificates: &Certificates) -> Option<Arc<Tickets>> {
+        (self.certificates.names() == certificates.names()).then(|| Arc::clone(&self.tickets))
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }

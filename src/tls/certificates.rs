@@ -1,6 +1,11 @@
 //! Certificates and the choice among them by the name the client asks for.
 
-use std::{cell::Cell, collections::HashMap, fmt, sync::Arc};
+use std::{
+    cell::Cell,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use rustls::{
     SignatureAlgorithm,
@@ -103,6 +108,12 @@ impl Certificates {
         // ECDSA signs twenty times cheaper than RSA: first, where the client can verify it.
         keys.for_each(|keys| keys.sort_by_key(|key| key.key.algorithm() != SignatureAlgorithm::ECDSA));
         all
+    }
+
+    /// Every name there is a certificate for, in order.
+    pub fn names(&self) -> BTreeSet<String> {
+        let wildcards = self.wildcard.keys().map(|parent| format!("*.{parent}"));
+        self.exact.keys().map(ToString::to_string).chain(wildcards).collect()
     }
 
     /// Whether there is an answer for this name.

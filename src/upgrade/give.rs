@@ -103,7 +103,7 @@ impl Estate<'_> {
         descriptors.push(self.doors.tcp());
         descriptors.extend(self.doors.unix().map(|(_, descriptor)| descriptor));
         let ports = self.ports.iter().map(|port| PortDeed {
-            listener: port.name.to_string(),
+            listener: port.listener.to_string(),
             bind: port.bind,
             sockets: port.descriptors().count(),
         });

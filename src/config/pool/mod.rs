@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -184,5 +184,19 @@ impl CheckKind {
             Self::SendExpect { .. } => "send_expect",
             Self::Mysql { .. } => "mysql",
         }
+    }
+}
+
+impl Check {
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let (tls, password) = match &self.kind {
+            CheckKind::Tls(tls) => (Some(tls), None),
+            CheckKind::Http(http) => (http.tls.as_ref(), None),
+            CheckKind::Mysql { password: Secret::File(file), .. } => (None, Some(file)),
+            CheckKind::Mysql { .. } | CheckKind::Tcp | CheckKind::SendExpect { .. } => (None, None),
+        };
+        let authorities = tls.and_then(|tls| tls.ca.as_ref());
+        authorities.into_iter().chain(password).map(|file| file.value.as_path())
     }
 }

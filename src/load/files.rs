@@ -1,0 +1,55 @@
+//! The files that a configuration names, and what they held when it was loaded.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest::{self, Digest, SHA256};
+
+use crate::{
+    config::difference::{Change, Difference, Part},
+    sys::file::{ReadError, read_bounded},
+};
+
+/// By path. Contents are told apart by their hash.
+#[derive(Default)]
+pub struct Files(BTreeMap<PathBuf, (Part, Digest)>);
+
+impl Files {
+    /// The bytes of a file, noted.
+    pub fn read(&mut self, part: Part, path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+        let bytes = read_bounded(path, limit)?;
+        self.0.insert(path.to_owned(), (part, digest::digest(&SHA256, &bytes)));
+        Ok(bytes)
+    }
+
+    /// Whether both have the file, with the same content.
+    pub fn has_same(&self, other: &Self, path: &Path) -> bool {
+        let digest = |files: &Self| files.0.get(path).map(|(_, digest)| digest.as_ref().to_vec());
+        digest(self).is_some_and(|own| digest(other) == Some(own))
+    }
+
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.keys().map(PathBuf::as_path)
+    }
+
+    /// Files that only one of them has, or that hold something else.
+    pub fn differences(&self, new: &Self) -> Vec<Difference> {
+        let tell =
+            |part, path: &Path, change| Difference { part, name: path.display().to_string(), change, keys: Vec::new() };
+        let now = new.0.iter().filter_map(|(path, (part, _))| match self.0.contains_key(path) {
+            true if self.has_same(new, path) => None,
+            true => Some(tell(*part, path, Change::Changed)),
+            false => Some(tell(*part, path, Change::Added)),
+        });
+        let gone = self.0.iter().filter(|(path, _)| !new.0.contains_key(*path));
+        now.chain(gone.map(|(path, (part, _))| tell(*part, path, Change::Removed))).collect()
+    }
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}

@@ -1,0 +1,220 @@
+//! The one task that changes what runs: it takes orders one after the other.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use rustls::crypto::CryptoProvider;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::Limits;
+use crate::{
+    admin::{self, control::UpgradeOrder},
+    config::{Config, Diagnostic, code::NO_FILE, difference},
+    crew::Crew,
+    doors::Doors,
+    load::{self, Loaded, Text},
+    metrics::Registry,
+    ports::{self, Port},
+    running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
+    service,
+    upgrade::{Launch, Successor},
+};
+
+/// What it has in hand.
+#[derive(Debug)]
+pub(super) struct Governor {
+    pub(super) live: Arc<Live>,
+    /// What the process was started with: some of it lasts as long as the process.
+    pub(super) started: Config,
+    /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
+    pub(super) ports: Vec<Port>,
+    /// Of each port.
+    pub(super) sockets: usize,
+    pub(super) limits: Limits,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) crew: Arc<Crew>,
+    pub(super) admin: Arc<admin::State>,
+    pub(super) doors: Doors,
+    pub(super) launch: Result<Launch, String>,
+    /// Who has taken the place of this process.
+    pub(super) successor: Option<Successor>,
+}
+
+/// Where its orders come from, and who is told when it has nothing to do any more.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) orders: Orders,
+    pub(super) upgrades: mpsc::Receiver<UpgradeOrder>,
+    pub(super) replaced: oneshot::Sender<()>,
+    pub(super) retired: oneshot::Receiver<()>,
+}
+
+/// A configuration that was read, for better or worse.
+struct Candidate {
+    source: Text,
+    loaded: Result<Loaded, Vec<Diagnostic>>,
+}
+
+impl Governor {
+    /// Carries out orders until it retires, then gives back what it has. An order that is not carried out by then is
+    /// dropped: nothing has happened up to the moment when everything does.
+    pub(super) async fn govern(mut self, desk: Desk) -> Self {
+        let Desk { mut orders, mut upgrades, replaced, mut retired } = desk;
+        loop {
+            let Order { who, task, reply } = tokio::select! {
+                biased;
+                _ = &mut retired => return self,
+                Some(reply) = upgrades.recv() => {
+                    self.successor = tokio::select! {
+                        biased;
+                        _ = &mut retired => return self,
+                        successor = self.upgrade(reply) => successor,
+                    };
+                    if self.successor.is_some() {
+                        // It is nobody's concern but that of who stops the process.
+                        let _ = replaced.send(());
+                        return self;
+                    }
+                    continue;
+                }
+                order = orders.next() => order,
+            };
+            let verdict = tokio::select! {
+                biased;
+                _ = &mut retired => return self,
+                verdict = self.carry_out(who, task) => verdict,
+            };
+            // Who asked may have lost patience.
+            if let Some(reply) = reply {
+                drop(reply.send(verdict));
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, who: Who, task: Task) -> Verdict {
+        match task {
+            Task::Plan { config, force } => self.plan(config.as_deref(), force).await,
+            Task::Reload { force } => {
+                service::reloading();
+                let verdict = self.reload(force).await;
+                service::ready();
+                self.note(who, &verdict);
+                verdict
+            }
+        }
+    }
+
+    async fn reload(&mut self, force: bool) -> Verdict {
+        let Candidate { source, loaded } = self.read(None, force).await;
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(errors) => return refused(source, errors),
+        };
+        let verdict = self.accepted(source, &loaded);
+        let running = self.live.running();
+        let is_same = running.loaded.is_same(&loaded) && running.needs_restart == verdict.needs_restart;
+        drop(running);
+        if is_same {
+            return verdict;
+        }
+        match self.prepare(loaded).await {
+            Ok(prepared) => self.swap(prepared, &verdict).await,
+            Err(errors) => {
+                // Names that were new have left series behind.
+                self.registry.forget_unused();
+                return refused(verdict.source, errors);
+            }
+        }
+        verdict
+    }
+
+    async fn plan(&self, config: Option<&Path>, force: bool) -> Verdict {
+        let Candidate { source, loaded } = self.read(config, force).await;
+        let possible = loaded.and_then(|loaded| {
+            self.limits.after(&loaded.config)?;
+            ports::try_more(&loaded.config, &self.ports)?;
+            Ok(loaded)
+        });
+        match possible {
+            Ok(loaded) => self.accepted(source, &loaded),
+            Err(errors) => refused(source, errors),
+        }
+    }
+
+    /// Reads the configuration and all that it names, on a thread where that may take its time.
+    async fn read(&self, other: Option<&Path>, force: bool) -> Candidate {
+        let Some(path) = other.or(self.live.config.as_deref()) else {
+            let message = "this process was started without a configuration file";
+            let error = Diagnostic::error(NO_FILE, message).help("`sluicegate run --config FILE` can be reloaded");
+            return Candidate { source: nothing(Path::new("")), loaded: Err(vec![error]) };
+        };
+        let (path, running, provider) = (self.as_named(path), self.live.running(), Arc::clone(&self.provider));
+        let name = path.clone();
+        let read = move || match load::read(&path) {
+            Ok(source) => Candidate { loaded: load::reload(&source, &provider, &running.loaded, force), source },
+            Err(error) => Candidate { source: nothing(&path), loaded: Err(vec![*error]) },
+        };
+        let candidate = tokio::task::spawn_blocking(read).await;
+        candidate.unwrap_or_else(|panic| Candidate {
+            source: nothing(&name),
+            loaded: Err(vec![super::cannot_start("the configuration cannot be read", &panic)]),
+        })
+    }
+
+    /// A path as the configuration that runs would be named if it stood there: what it names is told apart by its path.
+    fn as_named(&self, path: &Path) -> PathBuf {
+        let Some(own) = self.live.config.as_deref() else { return path.to_owned() };
+        if matches!((own.canonicalize(), path.canonicalize()), (Ok(own), Ok(other)) if own == other) {
+            return own.to_owned();
+        }
+        let here = std::env::current_dir().ok().filter(|_| own.is_relative());
+        here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).to_owned()
+    }
+
+    fn accepted(&self, source: Text, loaded: &Loaded) -> Verdict {
+        let mut diagnostics = loaded.warnings.clone();
+        diagnostics.extend(ports::kept_otherwise(&loaded.config, &self.ports));
+        Verdict {
+            accepted: true,
+            differences: self.live.running().loaded.differences(loaded),
+            needs_restart: difference::needs_restart(&self.started, &loaded.config),
+            diagnostics,
+            source,
+        }
+    }
+
+    /// Says what happened, once, and keeps it for those who ask.
+    fn note(&self, who: Who, verdict: &Verdict) {
+        let Verdict { accepted, differences, needs_restart, source, .. } = verdict;
+        self.registry.count_reload(*accepted);
+        let error = verdict.error().map(|error| format!("{}: {}", error.code, error.message));
+        let (uid, pid) = match who {
+            Who::Operator { uid, pid } => (Some(uid), pid),
+            Who::Signal | Who::Watch => (None, None),
+        };
+        let (by, config) = (who.as_str(), source.path.display());
+        if let Some(error) = &error {
+            let errors = verdict.diagnostics.iter().filter(|found| found.is_error()).count();
+            warn!(by, uid, pid, %config, errors, error, "configuration refused: the one before goes on");
+        } else {
+            let changes: Vec<_> = differences.iter().map(ToString::to_string).collect();
+            let (changes, needs_restart) = (changes.join("; "), needs_restart.join(", "));
+            info!(by, uid, pid, %config, changes, needs_restart, "configuration reloaded");
+        }
+        self.live.set_last(LastReload { at: SystemTime::now(), by: who, error });
+    }
+}
+
+fn refused(source: Text, diagnostics: Vec<Diagnostic>) -> Verdict {
+    let (differences, needs_restart) = (Vec::new(), Vec::new());
+    Verdict { accepted: false, differences, needs_restart, diagnostics, source }
+}
+
+fn nothing(path: &Path) -> Text {
+    Text { path: path.to_owned(), text: String::new() }
+}

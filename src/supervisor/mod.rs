@@ -1,0 +1,305 @@
+//! The process: binds, starts the workers, answers the admin listener, replaces the configuration, stops.
+
+mod govern;
+mod limits;
+mod log;
+mod reload;
+mod succession;
+mod workers;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::CryptoProvider;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle as Task,
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use crate::{
+    access_log,
+    admin::{self, control::Control},
+    backend::Backend,
+    config::{self, Config, Diagnostic, code::CANNOT_START},
+    crew::{self, Command, Crew, Departing},
+    doors::{self, Doors},
+    health::{Checkers, FirstVerdicts, Watch, Watched},
+    load::Loaded,
+    metrics::{Registry, render},
+    ports::{self, Port},
+    running::{Counter, Live, Running},
+    service,
+    site::Site,
+    upgrade::{Inheritance, Launch},
+};
+use govern::{Desk, Governor};
+pub use limits::Limits;
+use log::start_log;
+use succession::{begin_to_serve, end_admin, report, succeed};
+use workers::{Template, Workers, start_workers, tried_paths};
+
+/// How long clients wait for the first verdicts of checks (traps B3).
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// What only the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// One socket of each bind for every worker (`SO_REUSEPORT`); otherwise they share one.
+    pub reuseport: bool,
+    /// TLS records by rustls and tokio-rustls, one at a time, instead of our own batched record layer.
+    pub rustls_records: bool,
+    /// Where a reload reads the configuration; `None`: there is nothing to reload.
+    pub config: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { reuseport: true, rustls_records: false, config: None }
+    }
+}
+
+/// A running balancer.
+#[derive(Debug)]
+pub struct Gate {
+    pub limits: Limits,
+    admin_address: SocketAddr,
+    live: Arc<Live>,
+    counter: Counter,
+    /// Carries out orders until it is told to retire; then it gives back what it had in hand.
+    governing: Task<Governor>,
+    retire: oneshot::Sender<()>,
+    /// Told when another process has taken the place of this one.
+    is_replaced: oneshot::Receiver<()>,
+    workers: Workers,
+    admin: Arc<admin::State>,
+    registry: Arc<Registry>,
+    servants: Servants,
+    log: Option<access_log::Guard>,
+}
+
+/// Tasks that go on while the process drains.
+#[derive(Debug)]
+struct Servants {
+    /// The admin servers.
+    admin: Vec<Task<()>>,
+    /// Tells the service manager that the process is alive.
+    alive: Task<()>,
+    /// Counts what the process before still counts, to its end.
+    predecessor: Option<Task<()>>,
+}
+
+/// Binds every address or takes it from `heir`, asks every backend once, starts every thread and returns when all of them
+/// accept.
+///
+/// Must be called on the control runtime, which then serves the admin listener, the checks and the reloads.
+pub async fn start(
+    loaded: Loaded,
+    options: Options,
+    provider: &Arc<CryptoProvider>,
+    mut heir: Option<Inheritance>,
+) -> Result<Gate, Vec<Diagnostic>> {
+    let config = &loaded.config;
+    let limits = Limits::of(config)?;
+    let registry = Arc::new(Registry::new(limits.workers));
+    let site = Site::build(&loaded, limits.connections, provider, &registry, None)
+        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let sockets = if options.reuseport { limits.workers } else { 1 };
+    let (ports, doors) = open(config, sockets, heir.as_mut())?;
+    let (log, guard) = start_log(&config.log, &registry)?;
+    let template = Template {
+        zero_copy: tried_paths(config.global.zero_copy, &options),
+        rustls_records: options.rustls_records,
+        registry: Arc::clone(&registry),
+        log,
+    };
+    let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    if let Some(heir) = &heir {
+        heir.recall(&site);
+    }
+    let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
+    let started = config.clone();
+    let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
+    let live = Arc::new(Live::new(running, options.config));
+    let admin = Arc::new(admin_state(&live, &registry, heir.is_some()));
+    let no_admin = |error| vec![cannot_start("the admin server does not start", &error)];
+    let mut admin_tasks = vec![doors.serve_tcp(&admin).map_err(no_admin)?];
+    // Clients wait in the queues of the bound sockets meanwhile: none is sent to a backend that was never asked.
+    wait_for(first).await;
+    let (counter, orders) = Counter::new();
+    let (upgrade, upgrades) = mpsc::channel(1);
+    let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
+    admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
+    let before = succeed(heir, &registry).await?;
+    let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
+        .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
+    admin.ready.store(true, Ordering::Relaxed);
+    admin.doors.send_replace(admin::Doors::Open);
+    let predecessor = begin_to_serve(before, &registry).await?;
+    let alive = tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin)));
+    let (retire, retired) = oneshot::channel();
+    let (replaced, is_replaced) = oneshot::channel();
+    let admin_address = doors.address;
+    let governor = Governor {
+        live: Arc::clone(&live),
+        started,
+        ports,
+        sockets,
+        limits,
+        provider: Arc::clone(provider),
+        registry: Arc::clone(&registry),
+        crew,
+        admin: Arc::clone(&admin),
+        doors,
+        launch: Launch::of_this_process().map_err(|error| error.to_string()),
+        successor: None,
+    };
+    let governing = tokio::spawn(governor.govern(Desk { orders, upgrades, replaced, retired }));
+    let servants = Servants { admin: admin_tasks, alive, predecessor };
+    Ok(Gate {
+        limits,
+        admin_address,
+        live,
+        counter,
+        governing,
+        retire,
+        is_replaced,
+        workers,
+        admin,
+        registry,
+        servants,
+        log: guard,
+    })
+}
+
+/// The listening sockets of clients and those of the admin server.
+fn open(
+    config: &Config,
+    sockets: usize,
+    heir: Option<&mut Inheritance>,
+) -> Result<(Vec<Port>, Doors), Vec<Diagnostic>> {
+    let (mut no_ports, mut no_doors) = (Vec::new(), doors::Inherited::default());
+    let (inherited, inherited_doors) =
+        heir.map_or((&mut no_ports, &mut no_doors), |heir| (&mut heir.ports, &mut heir.doors));
+    let ports = ports::bind(config, sockets, ports::passed(), inherited)?;
+    Ok((ports, Doors::open(config, inherited_doors)?))
+}
+
+/// What the admin listener answers from.
+fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> admin::State {
+    let allow = live.running().loaded.config.admin.allow.clone();
+    let (live, registry) = (Arc::clone(live), Arc::clone(registry));
+    admin::State {
+        allow: ArcSwap::from_pointee(allow),
+        hosts: Vec::new(),
+        ready: AtomicBool::new(false),
+        metrics: Box::new(move |format| render(&registry, &live.running().site.gauges(), format)),
+        // The process before this one answers until it knows that this one can.
+        doors: watch::channel(if is_shut { admin::Doors::Shut } else { admin::Doors::Open }).0,
+        seats: admin::seats(),
+    }
+}
+
+/// Starts the checks; those of `old` that are the same go on.
+fn watch_backends(
+    loaded: &Loaded,
+    site: &Site,
+    (registry, crew): (&Registry, &Arc<Crew>),
+    old: Option<&Running>,
+) -> (Checkers, FirstVerdicts) {
+    let crew = Arc::clone(crew);
+    let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
+    let pools = pools.map(|((pool, config), materials)| {
+        let mut files = config.check.iter().flat_map(config::Check::files);
+        let is_same = old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
+        Watched { pool: Arc::clone(pool), config, materials, is_same }
+    });
+    let close = Arc::new(move |backend: &Backend| crew.tell(|| Command::EndBackend(backend.id)));
+    Checkers::start(&Watch { pools: pools.collect(), registry, close }, old.map(|old| &old.checkers))
+}
+
+/// No client is sent to a backend that was never asked (traps B3).
+async fn wait_for(first: FirstVerdicts) {
+    if !first.wait(WARM_UP).await {
+        let waited = WARM_UP.as_secs();
+        warn!("serving without the first verdict of every check, after {waited} s");
+    }
+}
+
+fn addresses(ports: &[Port]) -> Vec<(Arc<str>, SocketAddr)> {
+    ports.iter().map(|port| (Arc::clone(&port.listener), port.address)).collect()
+}
+
+impl Gate {
+    /// Every address that takes connections, with the real ports: the listeners' and `admin`.
+    pub fn listening(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let mut addresses = self.live.running().addresses.clone();
+        addresses.push(("admin".into(), self.admin_address));
+        addresses
+    }
+
+    /// Has the configuration read again, soon. What becomes of it stands in the messages.
+    pub fn hang_up(&self) {
+        self.counter.hang_up();
+    }
+
+    /// Waits until another process has taken the place of this one.
+    pub async fn replaced(&mut self) {
+        if (&mut self.is_replaced).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Takes no new connections and leaves the live ones the time that the configuration gives them; when `hurry` is ready,
+    /// they end at once. Then ends every thread and writes the log out.
+    pub async fn leave(self, hurry: impl Future<Output = ()>) {
+        self.admin.ready.store(false, Ordering::Relaxed);
+        let _ = self.retire.send(());
+        let (governor, servants) = (self.governing.await.ok(), self.servants);
+        let drain = self.live.running().loaded.config.drain;
+        let crew = Arc::clone(&self.workers.crew);
+        let connections = crew.connections();
+        info!(connections, seconds = drain.as_secs_f64(), "draining");
+        let (given, successor) =
+            governor.map(|governor| governor.part(connections, drain, &servants)).unwrap_or_default();
+        crew.tell(|| Command::Drain(Departing { patience: drain, given: Arc::clone(&given) }));
+        // On another thread, so that the admin listener says "not ready" meanwhile.
+        let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
+        let end = Instant::now() + drain;
+        let last = async {
+            let _ = (&mut ended).await;
+            // What the process before still counts would be lost with this one.
+            if let (Some(before), Some(_)) = (servants.predecessor, &successor) {
+                let _ = tokio::time::timeout_at(end, before).await;
+            }
+        };
+        tokio::select! {
+            () = last => {}
+            () = report(successor.as_ref(), &self.registry) => {}
+            () = hurry => {
+                crew.tell(|| Command::Stop);
+                let _ = ended.await;
+            }
+        }
+        servants.alive.abort();
+        end_admin(servants.admin, successor.is_some()).await;
+        drop(self.log);
+        if let Some(successor) = successor {
+            successor.take_leave(self.registry.totals()).await;
+        }
+    }
+}
+
+fn cannot_start(what: &str, error: &dyn std::error::Error) -> Diagnostic {
+    Diagnostic::error(CANNOT_START, format!("{what}: {error}"))
+}

@@ -1,0 +1,202 @@
+//! L2, L6: what the process has learnt survives a reload, and no counter ever falls.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{append, edit, json, path, reload, run, site, start, times};
+use crate::support::{
+    Backend, Gate, Metrics, SOON,
+    backend::Refusing,
+    client::{ask, connect, exchange},
+    gate::{backend, tcp, word},
+    wait_until,
+};
+
+/// Reloads within one test.
+const ROUNDS: usize = 4;
+
+fn backend_status(gate: &Gate, name: &str) -> Value {
+    let status = json(gate, &["status"]);
+    let backends = status["pools"][0]["backends"].as_array().unwrap();
+    backends.iter().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}: {status}")).clone()
+}
+
+/// A change that has nothing to do with backends: another listener, and in the last round none.
+fn change_something(gate: &Gate, round: usize, rounds: usize) {
+    let text = std::fs::read_to_string(path(gate)).unwrap();
+    let text = text.split("[listener.extra").next().unwrap();
+    let extra = format!("[listener.extra{round}]\nbind = \"127.0.0.1:0\"\npool = \"web\"\n");
+    std::fs::write(path(gate), text.to_owned() + if round + 1 < rounds { &extra } else { "" }).unwrap();
+    reload(gate);
+}
+
+#[test]
+fn l6_weight_and_drain_by_hand_survive_until_the_file_has_a_new_weight() {
+    let (a, b, c) = (Backend::named("a"), Backend::named("b"), Backend::named("c"));
+    let gate = start(&site(&[("a", &a), ("b", &b), ("c", &c)]));
+    assert_eq!(run(&gate, &["backend", "drain", "web/b"]).code, Some(0));
+    assert_eq!(run(&gate, &["backend", "weight", "web/a", "3"]).code, Some(0));
+    for round in 0..ROUNDS {
+        change_something(&gate, round, ROUNDS);
+        assert_eq!(word(&backend_status(&gate, "b"), "state"), "draining");
+        assert_eq!(backend_status(&gate, "a")["weight"], 3);
+    }
+    let answers: String = (0..40).map(|_| ask(gate.address("tcp"))).collect();
+    let count = |name: char| answers.matches(name).count();
+    assert_eq!((count('a'), count('b'), count('c')), (30, 0, 10));
+    edit(&gate, "name = \"a\"\n", "name = \"a\"\nweight = 2\n");
+    reload(&gate);
+    assert_eq!(
+        (&backend_status(&gate, "a")["weight"], &backend_status(&gate, "a")["drift"]),
+        (&2.into(), &Value::Array(vec![]))
+    );
+    assert_eq!(word(&backend_status(&gate, "b"), "state"), "draining");
+    gate.finish();
+}
+
+#[test]
+fn l6_an_ejection_survives() {
+    let (good, bad) = (Backend::named("a"), Refusing::new());
+    let pool = "[pool.web]\noutlier = { connect_failures = 3, eject = \"60s\" }\n";
+    let text = tcp("") + pool + &backend("a", good.address, "") + &backend("bad", bad.address, "");
+    let gate = start(&text);
+    wait_until(SOON, "an ejection", || {
+        ask(gate.address("tcp"));
+        backend_status(&gate, "bad")["state"] == "ejected"
+    });
+    for round in 0..ROUNDS {
+        change_something(&gate, round, ROUNDS);
+        assert_eq!(word(&backend_status(&gate, "bad"), "state"), "ejected");
+    }
+    gate.finish();
+}
+
+/// A backend that was checked and found down stays down, without a moment of traffic, and its checks go on as they were.
+#[test]
+fn l6_health_and_slow_start_survive() {
+    let (good, bad) = (Backend::named("a"), Refusing::new());
+    let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\" }\nslow_start = \"60s\"\nretries = 0\n";
+    let text = tcp("") + pool + &backend("a", good.address, "") + &backend("bad", bad.address, "");
+    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    assert_eq!(word(&backend_status(&gate, "bad"), "state"), "down");
+    let since = backend_status(&gate, "bad")["since"].clone();
+    for round in 0..ROUNDS {
+        let began = Instant::now();
+        change_something(&gate, round, ROUNDS);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "nobody is asked again before the change: {took:?}");
+        assert_eq!(word(&backend_status(&gate, "bad"), "state"), "down");
+        assert_eq!((0..10).map(|_| ask(gate.address("tcp"))).collect::<String>(), "a".repeat(10));
+    }
+    assert_eq!(backend_status(&gate, "bad")["since"], since);
+    // Once, and not once more for each reload: at 100 ms a second has about ten.
+    let asked = |m: &Metrics| m.count("sluicegate_health_checks_total", &[("backend", "a")]);
+    let before = asked(&gate.metrics());
+    let begin = Instant::now();
+    wait_until(SOON, "ten checks", || asked(&gate.metrics()) >= before + 10);
+    let took = begin.elapsed();
+    println!("10 checks in {took:?}");
+    assert!(took > Duration::from_millis(700), "{took:?}: somebody checks twice");
+    gate.finish();
+}
+
+/// B7: who comes back takes little at first, whatever is reloaded meanwhile.
+#[test]
+fn l6_a_slow_start_survives() {
+    let good = Backend::named("a");
+    let address = Backend::echo().address;
+    let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\" }\nslow_start = \"10m\"\n";
+    let text = tcp("") + pool + &backend("a", good.address, "") + &backend("b", address, "");
+    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    assert_eq!(word(&backend_status(&gate, "b"), "state"), "down");
+    let _back = Backend::start_on(address, |mut stream, _| drop(std::io::Write::write_all(&mut stream, b"b")));
+    wait_until(SOON, "a recovery", || backend_status(&gate, "b")["state"] == "up");
+    for round in 0..ROUNDS {
+        change_something(&gate, round, ROUNDS);
+        let answers: String = (0..100).map(|_| ask(gate.address("tcp"))).collect();
+        let share = answers.matches('b').count();
+        println!("reload {round}: {share} of 100 to the one that came back");
+        assert!(share <= 20, "{share} of 100");
+    }
+    gate.finish();
+}
+
+/// B3: a backend that is new is asked before it gets anybody, also when it is dead.
+#[test]
+fn b3_a_new_backend_gets_nobody_before_its_first_verdict() {
+    let (good, bad) = (Backend::named("a"), Refusing::new());
+    let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"200ms\" }\nretries = 0\noutlier = \"off\"\n";
+    let text = tcp("") + pool + &backend("a", good.address, "");
+    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    append(&gate, &backend("bad", bad.address, ""));
+    reload(&gate);
+    assert_eq!((0..30).map(|_| ask(gate.address("tcp"))).collect::<String>(), "a".repeat(30));
+    assert_eq!(gate.metrics().outcome("connect_failed"), 0);
+    gate.finish();
+}
+
+/// B8: connections of an older configuration end too when their backend goes down, whatever has become of it since.
+#[test]
+fn b8_on_down_close_reaches_the_connections_of_older_configurations() {
+    let (kept, gone, health) = (Backend::echo(), Backend::echo(), Backend::echo());
+    let check = format!("check = {{ type = \"tcp\", every = \"100ms\", port = {} }}\n", health.address.port());
+    let pool = format!("[pool.web]\n{check}on_down = \"close\"\n");
+    let text = tcp("") + &pool + &backend("kept", kept.address, "") + &backend("gone", gone.address, "");
+    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    let mut clients: Vec<_> = (0..4).map(|_| connect(gate.address("tcp"))).collect();
+    for client in &mut clients {
+        exchange(client, b"hello");
+    }
+    assert_eq!((kept.live(), gone.live()), (2, 2), "n = 4");
+    edit(&gate, &backend("gone", gone.address, ""), "");
+    reload(&gate);
+    // Another check makes another backend of it, and the connections are the first one's.
+    edit(&gate, "every = \"100ms\"", "every = \"110ms\"");
+    reload(&gate);
+    for client in &mut clients {
+        exchange(client, b"still there");
+    }
+    drop(health);
+    gate.wait_outcome("backend_down", 4);
+    drop(clients);
+    gate.finish();
+}
+
+/// L2: over many reloads that change everything that can change, no counter is ever lower than before.
+#[test]
+fn l2_no_counter_ever_falls() {
+    let (a, b) = (Backend::named("a"), Backend::named("b"));
+    let gate = start(&site(&[("a", &a), ("b", &b)]));
+    let text = std::fs::read_to_string(path(&gate)).unwrap();
+    let counters = || {
+        let all = gate
+            .metrics()
+            .0
+            .into_iter()
+            .filter(|s| ["_total", "_count", "_sum", "_bucket"].iter().any(|end| s.name.ends_with(end)));
+        all.map(|s| (format!("{} {:?}", s.name, s.labels), s.value)).collect::<HashMap<_, _>>()
+    };
+    let rounds = times(30, 100);
+    let mut before = counters();
+    for round in 0..rounds {
+        let idle = format!("[timeouts]\nidle = \"{}s\"\n", 60 + round);
+        let balance = ["round_robin", "least_conn", "p2c"][round % 3];
+        let next = text.replace("[pool.web]\n", &format!("[pool.web]\nbalance = \"{balance}\"\n")) + &idle;
+        std::fs::write(path(&gate), next).unwrap();
+        reload(&gate);
+        ask(gate.address("tcp"));
+        let now = counters();
+        for (series, value) in &before {
+            let after = now.get(series).unwrap_or_else(|| panic!("round {round}: {series} is gone"));
+            assert!(after >= value, "round {round}: {series} fell from {value} to {after}");
+        }
+        before = now;
+    }
+    println!("{rounds} reloads, {} counters: none fell", before.len());
+    assert_eq!(gate.metrics().outcome("backend_closed") + gate.metrics().outcome("client_closed"), rounds as u64);
+    gate.finish();
+}
