@@ -115,12 +115,16 @@ impl Worker {
     fn arrange(&mut self, arrangement: Arrangement) {
         let Arrangement { open, frontends, settled } = arrangement;
         for (_, doors) in self.doors.extract_if(|port, _| frontends.iter().all(|(kept, _)| kept != port)) {
-            doors.into_iter().for_each(|door| door.close(settled.clone()));
+            for door in doors {
+                door.close(settled.clone());
+            }
         }
         let mut open: HashMap<_, _> = open.into_iter().collect();
         for (port, frontend) in frontends {
             if let Some(doors) = self.doors.get(&port) {
-                doors.iter().for_each(|door| door.set_frontend(Arc::clone(&frontend)));
+                for door in doors {
+                    door.set_frontend(Arc::clone(&frontend));
+                }
             } else if let Some(fd) = open.remove(&port)
                 && let Err(error) = self.open(port, fd, Arc::clone(&frontend))
             {
@@ -136,7 +140,9 @@ impl Worker {
         let Self { local, crew: _, doors } = self;
         for (port, doors) in doors {
             let is_given = given.contains(&port);
-            doors.into_iter().for_each(|door| if is_given { door.leave() } else { door.close(()) });
+            for door in doors {
+                if is_given { door.leave() } else { door.close(()) }
+            }
         }
         let mut departure = Departure::new(patience, &local);
         // Each task holds it: when we are alone, everyone has ended.

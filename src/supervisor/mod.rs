@@ -111,22 +111,12 @@ pub async fn start(
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
-    let site = Site::build(&loaded, limits.connections, provider, &registry, None)
-        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
     let (ports, doors) = open(config, sockets, heir.as_mut())?;
-    let (log, guard) = start_log(&config.log, &registry)?;
-    let template = Template {
-        zero_copy: tried_paths(config.global.zero_copy, &options),
-        rustls_records: options.rustls_records,
-        registry: Arc::clone(&registry),
-        log,
-    };
+    let (template, log) = template(config, &options, &registry)?;
     let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
     let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
-    if let Some(heir) = &heir {
-        heir.recall(&site);
-    }
     let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
     let started = config.clone();
     let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
@@ -178,8 +168,36 @@ pub async fn start(
         admin,
         registry,
         servants,
-        log: guard,
+        log,
     })
+}
+
+/// The site of a process that begins, with what is known already.
+fn build(
+    loaded: &Loaded,
+    limits: &Limits,
+    provider: &Arc<CryptoProvider>,
+    registry: &Registry,
+    heir: Option<&Inheritance>,
+) -> Result<Site, Vec<Diagnostic>> {
+    let site = Site::build(loaded, limits.connections, provider, registry, None)
+        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    if let Some(heir) = heir {
+        heir.recall(&site);
+    }
+    Ok(site)
+}
+
+/// What every worker gets, and the access log's writer.
+fn template(
+    config: &Config,
+    options: &Options,
+    registry: &Arc<Registry>,
+) -> Result<(Template, Option<access_log::Guard>), Vec<Diagnostic>> {
+    let (log, guard) = start_log(&config.log, registry)?;
+    let zero_copy = tried_paths(config.global.zero_copy, options);
+    let (rustls_records, registry) = (options.rustls_records, Arc::clone(registry));
+    Ok((Template { zero_copy, rustls_records, registry, log }, guard))
 }
 
 /// The listening sockets of clients and those of the admin server.
@@ -256,7 +274,7 @@ impl Gate {
     /// Waits until another process has taken the place of this one.
     pub async fn replaced(&mut self) {
         if (&mut self.is_replaced).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -265,13 +283,13 @@ impl Gate {
     pub async fn leave(self, hurry: impl Future<Output = ()>) {
         self.admin.ready.store(false, Ordering::Relaxed);
         let _ = self.retire.send(());
-        let (governor, servants) = (self.governing.await.ok(), self.servants);
+        let (mut governor, servants) = (self.governing.await.ok(), self.servants);
         let drain = self.live.running().loaded.config.drain;
         let crew = Arc::clone(&self.workers.crew);
         let connections = crew.connections();
         info!(connections, seconds = drain.as_secs_f64(), "draining");
-        let (given, successor) =
-            governor.map(|governor| governor.part(connections, drain, &servants)).unwrap_or_default();
+        let part = governor.as_mut().map(|governor| governor.part(connections, drain, &servants));
+        let (given, successor) = part.unwrap_or_default();
         crew.tell(|| Command::Drain(Departing { patience: drain, given: Arc::clone(&given) }));
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
@@ -293,7 +311,7 @@ impl Gate {
         }
         servants.alive.abort();
         end_admin(servants.admin, successor.is_some()).await;
-        drop(self.log);
+        drop((governor, self.log));
         if let Some(successor) = successor {
             successor.take_leave(self.registry.totals()).await;
         }

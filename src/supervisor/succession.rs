@@ -83,7 +83,7 @@ impl Governor {
 
     /// Closes the sockets that nobody else has, and leaves the others alone: those are the ports that are told.
     pub(super) fn part(
-        mut self,
+        &mut self,
         connections: u64,
         drain: Duration,
         servants: &Servants,
@@ -102,14 +102,14 @@ impl Governor {
         }
         // Workers hold duplicates: the last of a socket closes when its queue is empty.
         let mut given = Vec::new();
-        for (place, port) in self.ports.iter().enumerate() {
+        for (place, port) in self.ports.drain(..).enumerate() {
             if taken.ports.contains(&place) {
                 given.push(port.id);
             } else {
                 port.turn_away();
             }
         }
-        (given.into(), self.successor)
+        (given.into(), self.successor.take())
     }
 }
 
