@@ -1,6 +1,9 @@
 //! `run`: the product in the foreground.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use rustls::crypto::CryptoProvider;
@@ -41,6 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<(), Failure> {
     let provider = provider();
+    let read_at = SystemTime::now();
     let (source, loaded) = load_file(&arguments.config.config, &provider)?;
     if let Some(summons) = summons {
         summons.loaded().context("the upgrade broke off")?;
@@ -49,6 +53,7 @@ fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<()
         reuseport: !arguments.no_reuseport,
         rustls_records: arguments.rustls_records,
         config: Some(source.path.clone()),
+        read_at,
     };
     serve(&source, loaded, options, (&provider, summons), |_| Ok(()))
 }
@@ -63,6 +68,7 @@ pub(super) fn serve(
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
+    messages::tell_panics();
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;

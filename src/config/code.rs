@@ -57,6 +57,7 @@ pub const NO_EFFECT: &str = "W005";
 pub const LIST_LINE: &str = "W100";
 pub const EXPIRED_SERVED: &str = "W101";
 pub const BIND_KEPT: &str = "W102";
+pub const CERTIFICATE_KEPT: &str = "W103";
 
 /// Every code, in order.
 pub const CODES: &[Code] = &[
@@ -100,6 +101,7 @@ pub const CODES: &[Code] = &[
     files(LIST_LINE, "a line of a list file is used, but not as it is written"),
     files(EXPIRED_SERVED, "a certificate that is served has expired"),
     files(BIND_KEPT, "a listening socket stays as it is until a restart"),
+    files(CERTIFICATE_KEPT, "a certificate that changed cannot be used, so the one before is still served"),
 ];
 
 const fn text(id: &'static str, meaning: &'static str) -> Code {

@@ -11,6 +11,7 @@ use std::{
 use super::{
     cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
     labels::RuleAction,
+    panics::panics,
 };
 
 /// Every cell of the process. Taking a handle locks and allocates: do it when a frontend is built, not per connection.
@@ -36,6 +37,7 @@ struct Before {
     dropped: u64,
     applied: u64,
     refused: u64,
+    panics: u64,
 }
 
 /// A configuration that was put to work, counted until the last connection that keeps it has ended (traps L1).
@@ -139,11 +141,17 @@ impl Registry {
     }
 
     /// What the processes before counted; none of it shrinks.
-    pub(super) fn set_before(&self, dropped: u64, applied: u64, refused: u64) {
+    pub(super) fn set_before(&self, dropped: u64, (applied, refused): (u64, u64), panics: u64) {
         let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         before.dropped = before.dropped.max(dropped);
         before.applied = before.applied.max(applied);
         before.refused = before.refused.max(refused);
+        before.panics = before.panics.max(panics);
+    }
+
+    /// Bugs of ours that ended what they happened in.
+    pub(super) fn panics(&self) -> u64 {
+        panics() + self.before().panics
     }
 
     fn before(&self) -> Before {

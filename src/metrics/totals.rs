@@ -35,6 +35,7 @@ type Numbers = BTreeMap<String, u64>;
 const DROPPED: &str = "log_records_dropped";
 const APPLIED: &str = "reloads_applied";
 const REFUSED: &str = "reloads_refused";
+const PANICS: &str = "panics";
 
 /// A cell that is written down.
 enum Cell<'c> {
@@ -53,8 +54,12 @@ impl Registry {
     pub fn totals(&self) -> Totals {
         let mut house = summed(self.workers());
         let reloads = self.reloads();
-        for (name, value) in [(DROPPED, self.records_dropped()), (APPLIED, reloads.applied), (REFUSED, reloads.refused)]
-        {
+        for (name, value) in [
+            (DROPPED, self.records_dropped()),
+            (APPLIED, reloads.applied),
+            (REFUSED, reloads.refused),
+            (PANICS, self.panics()),
+        ] {
             house.extend((value > 0).then(|| (name.to_owned(), value)));
         }
         let mut rules = BTreeMap::<_, BTreeMap<_, _>>::new();
@@ -75,7 +80,7 @@ impl Registry {
     /// control thread alone.
     pub fn inherit(&self, totals: &Totals) {
         let house = |name: &str| totals.house.get(name).copied().unwrap_or_default();
-        self.set_before(house(DROPPED), house(APPLIED), house(REFUSED));
+        self.set_before(house(DROPPED), (house(APPLIED), house(REFUSED)), house(PANICS));
         raise(self.workers().before(), &totals.house);
         for (name, numbers) in &totals.listeners {
             raise_known(&self.listeners, name, numbers);

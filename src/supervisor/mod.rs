@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -33,6 +33,7 @@ use crate::{
     config::{self, Config, Diagnostic, code::CANNOT_START},
     crew::{self, Command, Crew, Departing},
     doors::{self, Doors},
+    expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
@@ -41,6 +42,7 @@ use crate::{
     service,
     site::Site,
     upgrade::{Inheritance, Launch},
+    watch::watch,
 };
 use govern::{Desk, Governor};
 pub use limits::Limits;
@@ -60,11 +62,13 @@ pub struct Options {
     pub rustls_records: bool,
     /// Where a reload reads the configuration; `None`: there is nothing to reload.
     pub config: Option<PathBuf>,
+    /// Just before it was read the first time.
+    pub read_at: SystemTime,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reuseport: true, rustls_records: false, config: None }
+        Self { reuseport: true, rustls_records: false, config: None, read_at: SystemTime::now() }
     }
 }
 
@@ -92,8 +96,8 @@ pub struct Gate {
 struct Servants {
     /// The admin servers.
     admin: Vec<Task<()>>,
-    /// Tells the service manager that the process is alive.
-    alive: Task<()>,
+    /// Those that the next process has too.
+    watching: Vec<Task<()>>,
     /// Counts what the process before still counts, to its end.
     predecessor: Option<Task<()>>,
 }
@@ -136,7 +140,7 @@ pub async fn start(
     admin.ready.store(true, Ordering::Relaxed);
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
-    let alive = tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin)));
+    let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
     let (retire, retired) = oneshot::channel();
     let (replaced, is_replaced) = oneshot::channel();
     let admin_address = doors.address;
@@ -155,7 +159,7 @@ pub async fn start(
         successor: None,
     };
     let governing = tokio::spawn(governor.govern(Desk { orders, upgrades, replaced, retired }));
-    let servants = Servants { admin: admin_tasks, alive, predecessor };
+    let servants = Servants { admin: admin_tasks, watching, predecessor };
     Ok(Gate {
         limits,
         admin_address,
@@ -226,6 +230,20 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> adm
         doors: watch::channel(if is_shut { admin::Doors::Shut } else { admin::Doors::Open }).0,
         seats: admin::seats(),
     }
+}
+
+/// What looks after the process and its files.
+fn watching(
+    live: &Arc<Live>,
+    (crew, admin): (&Arc<Crew>, &Arc<admin::State>),
+    counter: &Counter,
+    read_at: SystemTime,
+) -> Vec<Task<()>> {
+    vec![
+        tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
+        tokio::spawn(expiry::watch(Arc::clone(live))),
+        tokio::spawn(watch(Arc::clone(live), counter.clone(), read_at)),
+    ]
 }
 
 /// Starts the checks; those of `old` that are the same go on.
@@ -309,7 +327,7 @@ impl Gate {
                 let _ = ended.await;
             }
         }
-        servants.alive.abort();
+        servants.watching.iter().for_each(Task::abort);
         end_admin(servants.admin, successor.is_some()).await;
         drop((governor, self.log));
         if let Some(successor) = successor {

@@ -90,7 +90,7 @@ impl Governor {
     ) -> (Arc<[ports::Id]>, Option<Successor>) {
         let taken = self.successor.as_ref().map(Successor::taken).cloned().unwrap_or_default();
         if let Some(successor) = &self.successor {
-            servants.alive.abort();
+            servants.watching.iter().for_each(Task::abort);
             service::succeeded(successor.pid());
             self.admin.doors.send_replace(admin::Doors::Left);
         } else {
