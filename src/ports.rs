@@ -29,15 +29,26 @@ pub struct Port {
     pub listener: Arc<str>,
     pub address: SocketAddr,
     /// As it is written: the port may be 0.
-    bind: SocketAddr,
+    pub bind: SocketAddr,
     v6_only: bool,
-    /// One that all workers share, or one for each.
+    /// One that all workers share, or one for each. An upgrade may leave more or fewer of them than there are workers.
     sockets: Arc<[Bound]>,
 }
 
 /// Which port it is: no two of a process ever share one, not even one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Id(u64);
+
+/// The sockets of one bind that the process before this one has given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its place among all that were given.
+    pub place: usize,
+    pub listener: String,
+    /// As written for that process.
+    pub bind: SocketAddr,
+    pub sockets: Vec<Bound>,
+}
 
 impl Port {
     fn new(listener: &str, bind: SocketAddr, v6_only: bool, sockets: Vec<Bound>) -> Self {
@@ -52,9 +63,14 @@ impl Port {
         }
     }
 
-    /// The socket of worker number `worker`.
-    pub fn socket(&self, worker: usize) -> Option<&Bound> {
-        self.sockets.get(worker).or(self.sockets.first())
+    /// The sockets that worker number `worker` of so many accepts from. Each socket has somebody.
+    pub fn sockets_of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &Bound> {
+        self.sockets.iter().skip(worker % self.sockets.len().max(1)).step_by(workers.max(1))
+    }
+
+    /// All of them.
+    pub fn sockets(&self) -> &[Bound] {
+        &self.sockets
     }
 
     /// Lets nobody begin a connection any more.
@@ -71,12 +87,21 @@ impl Port {
     }
 }
 
-/// Binds every address, with `sockets` of each, or takes the one that is among `passed`. Every failure is told, not only the
-/// first.
-pub fn bind(config: &Config, sockets: usize, mut passed: Vec<Bound>) -> Result<Vec<Port>, Vec<Diagnostic>> {
+/// Binds every address, with `sockets` of each, or takes what is among `inherited` or `passed`; what is not needed stays in
+/// `inherited`. Every failure is told, not only the first.
+///
+/// An inherited port gets no further sockets, however many workers there are: if this process fails before it serves, clients
+/// in their queues would be reset.
+pub fn bind(
+    config: &Config,
+    sockets: usize,
+    mut passed: Vec<Bound>,
+    inherited: &mut Vec<Inherited>,
+) -> Result<Vec<Port>, Vec<Diagnostic>> {
     let ports = each_bind(config, |listener, bind, v6_only| {
-        let ready = passed.extract_if(.., |socket| socket.address() == bind).next();
-        let bound = ready.map_or_else(|| bind_one(bind, v6_only, sockets), |socket| Ok(vec![socket]));
+        let ready = inherit(inherited, listener, bind)
+            .or_else(|| passed.extract_if(.., |socket| socket.address() == bind).next().map(|socket| vec![socket]));
+        let bound = ready.map_or_else(|| bind_one(bind, v6_only, sockets), Ok);
         bound.map(|sockets| Port::new(listener, bind, v6_only, sockets))
     });
     for socket in passed {
@@ -137,6 +162,16 @@ fn each_bind<T>(
         }
     }
     if failures.is_empty() { Ok(done) } else { Err(failures) }
+}
+
+/// The sockets for this bind. Where the kernel chose the port, the listener has to be the same; otherwise it may have another
+/// name now.
+fn inherit(inherited: &mut Vec<Inherited>, listener: &str, bind: SocketAddr) -> Option<Vec<Bound>> {
+    let is_meant = |port: &mut Inherited| {
+        let is_same = port.bind == bind && (bind.port() != 0 || port.listener == listener);
+        is_same || port.sockets.first().is_some_and(|socket| socket.address() == bind)
+    };
+    inherited.extract_if(.., is_meant).next().map(|port| port.sockets)
 }
 
 /// The listening sockets that the service manager has bound for us.

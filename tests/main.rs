@@ -32,3 +32,4 @@ mod spread;
 mod support;
 mod tls;
 mod up_check;
+mod upgrade;

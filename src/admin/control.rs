@@ -10,10 +10,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     State,
-    answers::{self, Changed, Connections, Which},
+    answers::{self, Changed, Connections, Upgraded, Which},
     api::Peer,
 };
 use crate::{
@@ -40,6 +41,9 @@ pub struct Control {
     crew: Arc<Crew>,
     live: Arc<Live>,
     counter: Counter,
+    upgrades: mpsc::Sender<UpgradeOrder>,
+    /// One at a time.
+    upgrading: Semaphore,
     started: Instant,
 }
 
@@ -52,12 +56,22 @@ pub enum Refused {
     Invalid(String),
     /// The process is stopping, so nothing is changed any more.
     Stopping,
+    /// It was tried, or is not possible now: everything is as it was.
+    Kept(String),
 }
 
+/// An upgrade that an operator wants, to be answered.
+pub type UpgradeOrder = oneshot::Sender<Result<Upgraded, String>>;
+
 impl Control {
-    pub fn new(state: &Arc<State>, crew: &Arc<Crew>, live: &Arc<Live>, counter: Counter) -> Self {
+    pub fn new(
+        state: &Arc<State>,
+        crew: &Arc<Crew>,
+        live: &Arc<Live>,
+        (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
+    ) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
-        Self { state, crew, live, counter, started: Instant::now() }
+        Self { state, crew, live, counter, upgrades, upgrading: Semaphore::new(1), started: Instant::now() }
     }
 
     pub fn status(&self) -> answers::Status {
@@ -161,6 +175,19 @@ impl Control {
             }
             _ => Err(Refused::Invalid(format!("a weight is a number from 0 to {MOST}"))),
         }
+    }
+
+    /// Has a new process take the place of this one.
+    pub async fn upgrade(&self) -> Result<Upgraded, Refused> {
+        let kept = |reason: &str| Refused::Kept(reason.to_owned());
+        let Ok(_alone) = self.upgrading.try_acquire() else { return Err(kept("an upgrade is under way")) };
+        let leaving = || kept("this process stops, or another has taken its place");
+        if !self.state.ready.load(Ordering::Relaxed) {
+            return Err(leaving());
+        }
+        let (order, answer) = oneshot::channel();
+        self.upgrades.send(order).await.map_err(|_| leaving())?;
+        answer.await.map_err(|_| leaving())?.map_err(Refused::Kept)
     }
 
     fn change(

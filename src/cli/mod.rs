@@ -12,8 +12,10 @@ mod signals;
 mod status;
 mod table;
 mod up;
+mod upgrade;
 
 use std::{
+    fmt,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -71,6 +73,8 @@ enum Verb {
     Kill(connections::Kill),
     /// The certificates of the running process
     Cert(certificates::Arguments),
+    /// Put a new binary in the place of the running process, without losing a connection
+    Upgrade(upgrade::Arguments),
 }
 
 /// Which configuration file.
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
         Verb::Cert(arguments) => certificates::certificates(&arguments),
+        Verb::Upgrade(arguments) => upgrade::upgrade(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -113,10 +118,13 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(WRONG_INPUT)
         }
-        Err(Failure::Kept) => ExitCode::from(REFUSED),
         Err(Failure::Unreachable(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::from(UNREACHABLE)
+        }
+        Err(Failure::Kept(error)) => {
+            error.inspect(|error| eprintln!("error: {error:#}"));
+            ExitCode::from(REFUSED)
         }
     }
 }
@@ -127,10 +135,10 @@ enum Failure {
     /// The configuration is wrong, or cannot be put to work here.
     Refused(Refused),
     Other(anyhow::Error),
-    /// The running process goes on as it is; why is told already.
-    Kept,
     /// No running process answers.
     Unreachable(anyhow::Error),
+    /// The running process goes on as it was. `None`: why is told already.
+    Kept(Option<anyhow::Error>),
 }
 
 /// Diagnostics and the text they point into.
@@ -169,13 +177,27 @@ fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure
     Ok(loaded)
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => f.write_str(refused.text(false).trim_end()),
+            Self::Other(error) | Self::Unreachable(error) | Self::Kept(Some(error)) => write!(f, "{error:#}"),
+            Self::Kept(None) => Ok(()),
+        }
+    }
+}
+
+impl Refused {
+    fn text(&self, styled: bool) -> String {
+        diagnostic::render(&self.diagnostics, &self.source.path, &self.source.text, styled)
+    }
+}
+
 fn print_diagnostics(refused: &Refused) {
-    let Refused { diagnostics, source } = refused;
-    if diagnostics.is_empty() {
+    if refused.diagnostics.is_empty() {
         return;
     }
-    let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
+    let text = refused.text(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
 }

@@ -145,15 +145,11 @@ impl Checkers {
                 all_cells.push(Arc::clone(&cells));
                 let Some(check) = &watched.config.check else { continue };
                 let known = old.and_then(|old| old.checks.iter().find(|known| known.backend.id == backend.id));
-                let start = || {
-                    Running::start(
-                        watch,
-                        watched,
-                        (backend, check),
-                        (&mut rhythm, &reserve),
-                        (cells, first_sender.clone()),
-                    )
-                };
+                // Where the process before has told what is known, nobody has to wait.
+                let is_awaited = old.is_some() || backend.health() == Health::Unknown;
+                let first = is_awaited.then(|| first_sender.clone());
+                let start =
+                    || Running::start(watch, watched, (backend, check), (&mut rhythm, &reserve), (cells, first));
                 checks.push(known.filter(|_| watched.is_same).map_or_else(|| Arc::new(start()), Arc::clone));
             }
         }
@@ -203,7 +199,7 @@ impl Running {
         watched: &Watched,
         (backend, check): (&Arc<Backend>, &config::Check),
         (rhythm, reserve): (&mut Rhythm, &Arc<Reserve>),
-        (cells, first): (Arc<PerWorker<CheckCells>>, mpsc::Sender<()>),
+        (cells, first): (Arc<PerWorker<CheckCells>>, Option<mpsc::Sender<()>>),
     ) -> Self {
         let probe = Arc::new(Probe::new(check, watched.materials, backend.address, reserve));
         let report = Arc::new(Mutex::new(Report {
@@ -231,7 +227,7 @@ impl Running {
             report: Arc::clone(&report),
             hindrances: Hindrances::default(),
             close: Arc::clone(&watch.close),
-            first: Some(first),
+            first,
         };
         rhythm.number = rhythm.number.wrapping_add(1);
         let task = tokio::spawn(checker.run(rhythm.begin, RandomState::new())).abort_handle();

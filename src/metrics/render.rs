@@ -15,7 +15,6 @@ use super::{
         AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
         Transition,
     },
-    panics::panics,
     registry::Registry,
 };
 use crate::{config::TlsVersion, outcome::Outcome};
@@ -155,7 +154,7 @@ fn relay(registry: &Registry) {
         let fallbacks = workers.sum(|cells| cells.fallbacks.at(*reason).value());
         count("sluicegate_relay_fallbacks_total", &labels, fallbacks);
     }
-    for (worker, cells) in workers.iter().enumerate() {
+    for (worker, cells) in workers.own().enumerate() {
         let labels = [("worker", &*worker.to_string())];
         show("sluicegate_worker_connections", &labels, cells.connections.value() as f64);
     }
@@ -205,7 +204,7 @@ fn house(registry: &Registry) {
     show("sluicegate_config_last_reload_successful", &[], f64::from(u8::from(reloads.last_successful)));
     show("sluicegate_config_snapshots", &[], registry.generations() as f64);
     count("sluicegate_log_records_dropped_total", &[], registry.records_dropped());
-    count("sluicegate_panics_total", &[], panics());
+    count("sluicegate_panics_total", &[], registry.panics());
 }
 
 fn set(gauges: &Gauges) {

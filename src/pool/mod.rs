@@ -172,6 +172,11 @@ impl Pool {
         Search::new(Request { source, ticket, random }, self.retries.saturating_add(1))
     }
 
+    /// What its backends are asked, as text: the same text is the same question. `None`: nothing.
+    pub fn question(&self) -> Option<String> {
+        self.check.as_ref().map(|check| format!("{check:?}"))
+    }
+
     /// Every backend, active ones first.
     pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.active.backends.iter().chain(&self.backup.backends)

@@ -129,6 +129,11 @@ impl Process {
         Some(status)
     }
 
+    /// How it ended, if it has. Its output may go on: others may write there.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
+    }
+
     pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
