@@ -17,6 +17,7 @@ mod bad_input;
 mod diagnostics;
 mod balance;
 mod firewall;
+mod explain;
 mod health;
 mod https;
 mod kernel;

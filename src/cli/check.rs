@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ConfigArgument, Failure, load_file, provider, say};
+use super::{ConfigArgument, Failure, load_file, provider, say, table::count};
 use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
@@ -30,7 +30,7 @@ fn check_text(arguments: &Arguments) -> Result<(), Failure> {
     let (source, loaded) = load_file(&arguments.config.config, &provider())?;
     Limits::of(&loaded.config).map_err(|errors| Failure::refused(errors, &source))?;
     if arguments.strict && !loaded.warnings.is_empty() {
-        return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len(), "warning"))));
+        return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len() as u64, "warning"))));
     }
     say(&format!("ok: {}", summary(&loaded)))
 }
@@ -62,7 +62,7 @@ fn check_json(arguments: &Arguments) -> Result<(), Failure> {
 /// `2 listeners, 1 pool, 3 backends (active-active), 812344 deny prefixes`
 fn summary(loaded: &Loaded) -> String {
     let config = &loaded.config;
-    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
     let denied: usize = config
         .firewall
         .rules
@@ -74,9 +74,9 @@ fn summary(loaded: &Loaded) -> String {
     let deny = if denied == 1 { "deny prefix" } else { "deny prefixes" };
     format!(
         "{}, {}, {} ({}), {denied} {deny}",
-        count(config.listeners.len(), "listener"),
-        count(config.pools.len(), "pool"),
-        count(backends, "backend"),
+        count(config.listeners.len() as u64, "listener"),
+        count(config.pools.len() as u64, "pool"),
+        count(backends as u64, "backend"),
         modes(config),
     )
 }
@@ -88,8 +88,4 @@ fn modes(config: &Config) -> String {
     };
     let modes: BTreeSet<_> = config.pools.iter().map(mode).collect();
     modes.into_iter().collect::<Vec<_>>().join(" and ")
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -33,7 +33,7 @@ use crate::{
 use files::Files;
 
 /// Larger files are somebody's mistake.
-const LIST_LIMIT: u64 = 256 << 20;
+pub const LIST_LIMIT: u64 = 256 << 20;
 const PEM_LIMIT: u64 = 1 << 20;
 
 pub use checks::CheckMaterials;
