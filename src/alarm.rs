@@ -35,6 +35,10 @@ pub struct Alarm {
     due: Cell<Option<Moment>>,
 }
 
+/// What makes an alarm go off at once. It is good for as long as the alarm is set.
+#[derive(Debug)]
+pub struct Bell(usize);
+
 #[derive(Debug, Default)]
 struct Table {
     entries: Vec<Entry>,
@@ -120,6 +124,21 @@ impl Alarm {
     /// The time, at most a tick ago, without asking for it.
     pub fn now(&self) -> Moment {
         self.owner.now.get()
+    }
+
+    /// For others, who may end this alarm's wait.
+    pub fn bell(&self) -> Bell {
+        Bell(self.place)
+    }
+
+    /// Makes another alarm of this worker go off, whatever is left of its time. It has to be set.
+    pub fn ring(&self, bell: &Bell) {
+        if let Some(entry) = self.owner.table.borrow_mut().entries.get_mut(bell.0) {
+            entry.due = None;
+            if let Some(waker) = &entry.waker {
+                waker.wake_by_ref();
+            }
+        }
     }
 
     /// `future`, or `None` if it takes longer than `limit`.

@@ -30,7 +30,7 @@ use crate::{
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
-    sys::socket::{Socket, turn_away},
+    sys::{listen::turn_away, socket::Socket},
     tls::{
         acceptor::{self, Agreement},
         unbuffered,
@@ -150,7 +150,7 @@ impl Connection {
     async fn serve(&self, fd: OwnedFd, drain: &Watcher) -> Result<End, Outcome> {
         let frontend = &*self.frontend;
         let alarm = self.local.alarms.alarm();
-        let socket = Socket::accepted(fd).map_err(|_| Outcome::OutOfResources)?;
+        let socket = Socket::accepted(fd).map_err(|_| self.out_of_resources())?;
         let client = match &frontend.tls {
             None => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
@@ -172,8 +172,12 @@ impl Connection {
         let Some(policy) = &self.frontend.tls else { return Ok(Client::Plain(socket)) };
         let cells = self.frontend.cells.at(self.local.index);
         let limit = self.frontend.handshake;
+        let shortage = self.frontend.shortage(|| self.local.all_handshakes());
+        let levels = [&cells.tls_in_progress, self.local.handshake_level()];
+        let _member = self.local.handshakes.join(&self.frontend.name, alarm, shortage, levels);
         let result = if self.local.rustls_records {
-            let result = acceptor::handshake(socket, policy, limit, alarm).await;
+            // Boxed, so that nobody else pays for the off switch's size.
+            let result = Box::pin(acceptor::handshake(socket, policy, limit, alarm)).await;
             result.map(|(socket, tls, agreed)| (Client::Rustls(Box::new(RustlsClient::new(socket, tls))), agreed))
         } else {
             let result = unbuffered::handshake(socket, policy, limit, alarm).await;
@@ -196,6 +200,12 @@ impl Connection {
                 Err(refusal.reason.into())
             }
         }
+    }
+
+    /// This host has nothing left to serve the client with.
+    fn out_of_resources(&self) -> Outcome {
+        self.local.note_shortage();
+        Outcome::OutOfResources
     }
 
     /// Whether nothing was said: a port probe, counted and not logged (traps O8).
@@ -267,9 +277,6 @@ impl Drop for Ending<'_> {
         if !self.connection.is_a_probe(outcome) {
             local.log(|| self.connection.record(outcome, total));
         }
-        if outcome == Outcome::Internal {
-            local.count_panic();
-        }
         frontend.cells.at(local.index).close(outcome, total);
     }
 }
@@ -322,6 +329,18 @@ mod tests {
     /// How much a future takes, without one.
     fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
         size_of::<F>()
+    }
+
+    /// What waits with a client that says nothing, beside its task (traps T6).
+    #[test]
+    fn s13_the_future_of_a_handshake_is_small() {
+        const AT_MOST: usize = 2_304;
+        fn size<'a, F: 'a>(_: impl FnOnce(&'a Connection, Socket, &'a Alarm) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(Connection::shake_hands);
+        println!("{size} bytes for a handshake");
+        assert!(size <= AT_MOST, "{size} bytes");
     }
 
     /// A task is one allocation of this size and a little more, for as long as the connection lives.

@@ -16,7 +16,7 @@ use crate::{
     metrics::{Generation, ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
     pool::Pool,
     relay::Timeouts,
-    tls::acceptor::Policy,
+    tls::{acceptor::Policy, crowd::Shortage},
 };
 
 /// What a connection is measured by from its first moment to its last.
@@ -112,6 +112,22 @@ impl Frontend {
     }
 }
 
+impl Frontend {
+    /// Whether there are few places left, so that who only takes one up has to make room. `handshakes` are those of all
+    /// workers and all listeners.
+    pub fn shortage(&self, handshakes: impl Fn() -> u64) -> Shortage {
+        let [process, listener] = &self.limits;
+        let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.iter().count().max(1);
+        if process.is_nearly_full() {
+            Shortage::OfProcess(share(process, handshakes()))
+        } else if listener.is_nearly_full() {
+            Shortage::OfListener(share(listener, self.cells.sum(|cells| cells.tls_in_progress.value())))
+        } else {
+            Shortage::None
+        }
+    }
+}
+
 impl Firewall {
     /// The rules that apply to one listener, counted by name.
     pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry) -> Self {
@@ -167,6 +183,23 @@ impl Limit {
     /// Connections under it now.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Places that handshakes may not keep: an eighth, or of few a quarter. They are for who comes while the oldest
+    /// handshakes are being ended.
+    fn kept_free(&self) -> usize {
+        const FEW: usize = 64;
+        (self.most() / 8).max(FEW.min(self.most() / 4))
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        self.taken() > self.most() - self.kept_free()
+    }
+
+    /// How many of these `handshakes` have room beside everyone else.
+    fn room_for(&self, handshakes: u64) -> usize {
+        let others = self.taken().saturating_sub(usize::try_from(handshakes).unwrap_or(usize::MAX));
+        (self.most() - self.kept_free()).saturating_sub(others)
     }
 
     /// A place, if one is free.

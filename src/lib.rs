@@ -41,6 +41,8 @@ pub mod listener;
 pub mod worker;
 pub mod health;
 pub mod running;
+pub mod expiry;
+pub mod watch;
 pub mod admin;
 pub mod service;
 // floor 5: the process.

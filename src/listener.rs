@@ -94,18 +94,28 @@ impl Desk {
 /// Accepts until the door is closed, then serves those who are left.
 async fn accept(acceptor: Acceptor, desk: Desk, watcher: Watcher) {
     let accepting = async {
+        let mut batch = BATCH;
+        let mut shortages = desk.local.shortages();
         loop {
-            for _ in 0..BATCH {
+            let mut exhausted = false;
+            for _ in 0..batch {
                 match poll_fn(|cx| acceptor.poll_accept(cx)).await {
                     Ok(client) => desk.serve(client),
-                    Err(error) => {
-                        if desk.pause(&error) {
-                            tokio::time::sleep(REST).await;
-                        }
-                    }
+                    Err(error) => exhausted = desk.pause(&error),
+                }
+                if exhausted {
+                    break;
                 }
             }
+            // Those who have just come are dialled for now: that may fail for the same want.
             tokio::task::yield_now().await;
+            exhausted |= shortages != desk.local.shortages();
+            shortages = desk.local.shortages();
+            if exhausted {
+                tokio::time::sleep(REST).await;
+            }
+            // First one, to see whether it can be served.
+            batch = if exhausted { 1 } else { BATCH.min(batch * 2) };
         }
     };
     let _: Result<(), _> = watcher.unless_ended(accepting).await;

@@ -9,6 +9,7 @@ use crate::{
     metrics::{Level, Registry},
     relay::Resources,
     sys::clock::{self, Moment},
+    tls::crowd::Crowd,
 };
 
 /// What a connection may use of its worker.
@@ -21,6 +22,8 @@ pub struct Local {
     /// Its connections.
     pub drain: Rc<Drain>,
     pub alarms: Rc<Alarms>,
+    pub handshakes: Crowd,
+    shortages: Cell<u32>,
     registry: Arc<Registry>,
     log: Option<AccessLog>,
     random: Cell<u64>,
@@ -49,6 +52,8 @@ impl Local {
             rustls_records,
             drain: Rc::default(),
             alarms: Rc::default(),
+            handshakes: Crowd::default(),
+            shortages: Cell::new(0),
             registry,
             log,
             random,
@@ -73,6 +78,26 @@ impl Local {
         }
     }
 
+    /// The handshakes in progress of this worker.
+    pub fn handshake_level(&self) -> &Level {
+        &self.registry.workers().at(self.index).handshakes
+    }
+
+    /// Those of all workers.
+    pub fn all_handshakes(&self) -> u64 {
+        self.registry.workers().sum(|cells| cells.handshakes.value())
+    }
+
+    /// How often a client could not be served because the host has nothing left to serve it with.
+    pub fn shortages(&self) -> u32 {
+        self.shortages.get()
+    }
+
+    /// Notes that it happened: accept loops rest before they take the next one (traps A1).
+    pub fn note_shortage(&self) {
+        self.shortages.set(self.shortages.get().wrapping_add(1));
+    }
+
     /// Whether a warning may be said now: at most one a second from each worker (traps A1).
     pub fn may_warn(&self) -> bool {
         const PAUSE: Duration = Duration::from_secs(1);
@@ -82,11 +107,6 @@ impl Local {
             self.warned.set(Some(now));
         }
         may
-    }
-
-    /// A connection ended by a bug of ours.
-    pub fn count_panic(&self) {
-        self.registry.workers().at(self.index).panics.add(1);
     }
 
     fn connections(&self) -> &Level {

@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::AsFd as _,
+    panic,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,10 +16,13 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Subscriber, level_filters::LevelFilter, warn};
+use tracing::{Subscriber, error, level_filters::LevelFilter, warn};
 use tracing_subscriber::fmt::{MakeWriter, fmt};
 
-use crate::config::{LogFormat, LogLevel};
+use crate::{
+    config::{LogFormat, LogLevel},
+    metrics::count_panic,
+};
 
 /// Lines that wait for the writer. There are few: this is for a terminal that is held, or a journal that is stopped.
 const QUEUE: usize = 1024;
@@ -53,6 +57,17 @@ pub fn init_messages(format: LogFormat, level: LogLevel) -> io::Result<Guard> {
     let (subscriber, guard) = start(format, level, stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
     Ok(guard)
+}
+
+/// Counts every panic of any thread from now on and tells it as a message, in the format of the others (traps R17). What it
+/// ends is up to who catches it.
+pub fn tell_panics() {
+    panic::set_hook(Box::new(|panic| {
+        count_panic();
+        let (thread, reason) = (thread::current(), panic.payload_as_str().unwrap_or("unknown"));
+        let (thread, place) = (thread.name().unwrap_or_default(), panic.location().map(ToString::to_string));
+        error!(thread, place, reason, "a bug of sluicegate: a task has panicked, and it alone has ended");
+    }));
 }
 
 /// Starts the writer, and gives who feeds it.

@@ -41,7 +41,12 @@ use tokio::{
     time,
 };
 
-use crate::{address::canonical_ip, cidr::Cidr, metrics::Format};
+use crate::{
+    address::canonical_ip,
+    cidr::Cidr,
+    metrics::Format,
+    sys::{listen::is_out_of_descriptors, reserve::Reserve},
+};
 use api::Peer;
 use control::Control;
 
@@ -69,6 +74,11 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
 const OPERATION_TIMEOUT: Duration = Duration::from_mins(2);
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Descriptors kept back for requests when clients have taken all the others; each request needs one.
+const RESERVED: usize = 16;
+const RESERVED_FOR_OPERATORS: usize = 4;
+/// What a scrape opens at once to read `/proc`.
+const SCRAPE_OPENS: usize = 3;
 /// After an accept that failed, for want of descriptors most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -123,6 +133,14 @@ impl Door {
         }
     }
 
+    /// Descriptors kept back for its requests.
+    fn reserved(&self) -> usize {
+        match self {
+            Self::Tcp(..) => RESERVED,
+            Self::Unix(_) => RESERVED_FOR_OPERATORS,
+        }
+    }
+
     fn patience(&self) -> Duration {
         match self {
             Self::Tcp(..) => TOTAL_TIMEOUT,
@@ -141,6 +159,7 @@ impl Door {
 
 async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeout: Duration) {
     let seats = Arc::new(Semaphore::new(door.seats()));
+    let reserve = Reserve::watched(door.reserved());
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -149,12 +168,13 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
         let (stream, peer) = match door.accept(&state).await {
             Ok(Some(client)) => client,
             Ok(None) => continue,
+            Err(error) if is_out_of_descriptors(&error) && reserve.give_up() => continue,
             Err(_) => {
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let router = router.clone().layer(Extension(peer));
+        let router = router.clone().layer(Extension(peer)).layer(Extension(Arc::clone(&reserve)));
         let connection = connection(stream, door.bound(), router, Arc::clone(&state), header_timeout);
         let patience = door.patience();
         connections.spawn(async move {
@@ -220,7 +240,12 @@ async fn page() -> &'static str {
     )
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+async fn metrics(
+    Shared(state): Shared<Arc<State>>,
+    Extension(reserve): Extension<Arc<Reserve>>,
+    headers: HeaderMap,
+) -> Response {
+    let _room = reserve.lend(SCRAPE_OPENS);
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::accepted(accept);
     ([(header::CONTENT_TYPE, format.content_type())], (state.metrics)(format)).into_response()

@@ -13,6 +13,16 @@ fn with_server<F: Future<Output = ()>>(
     header_timeout: Duration,
     test: impl FnOnce(SocketAddr, Arc<State>) -> F,
 ) {
+    let metrics = |format| format!("# {format:?}\n");
+    with_metrics(allow, header_timeout, Box::new(metrics), test);
+}
+
+fn with_metrics<F: Future<Output = ()>>(
+    allow: &str,
+    header_timeout: Duration,
+    metrics: Scrape,
+    test: impl FnOnce(SocketAddr, Arc<State>) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -21,7 +31,7 @@ fn with_server<F: Future<Output = ()>>(
             allow: ArcSwap::from_pointee(vec![allow.parse().unwrap()]),
             hosts: Vec::new(),
             ready: AtomicBool::new(false),
-            metrics: Box::new(|format| format!("# {format:?}\n")),
+            metrics,
         });
         let server = tokio::spawn(serve_with(listener, Arc::clone(&state), header_timeout));
         time::timeout(Duration::from_secs(20), test(address, state)).await.expect("in time");
@@ -145,5 +155,18 @@ fn garbage_and_huge_headers_end_only_their_own_connection() {
         let many = "X: y\r\n".repeat(100);
         assert_eq!(status(&ask(address, "GET /metrics", &many).await), "431");
         assert_eq!(status(&ask(address, "GET /metrics", "").await), "200");
+    });
+}
+
+#[test]
+fn r17_a_scrape_that_panics_ends_alone() {
+    let broken = AtomicBool::new(true);
+    let metrics: Scrape = Box::new(move |_| {
+        assert!(!broken.swap(false, Ordering::Relaxed), "a bug");
+        "# fine\n".to_owned()
+    });
+    with_metrics("127.0.0.0/8", HEADER_TIMEOUT, metrics, |address, _| async move {
+        assert_eq!(ask(address, "GET /metrics", "").await, "");
+        assert!(ask(address, "GET /metrics", "").await.ends_with("# fine\n"));
     });
 }

@@ -1,6 +1,9 @@
 //! `run`: the product in the foreground.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use rustls::crypto::CryptoProvider;
@@ -31,11 +34,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let provider = provider();
+    let read_at = SystemTime::now();
     let (source, loaded) = load_file(&arguments.config.config, &provider)?;
     let options = Options {
         reuseport: !arguments.no_reuseport,
         rustls_records: arguments.rustls_records,
         config: Some(source.path.clone()),
+        read_at,
     };
     serve(&source, loaded, options, &provider, |_| Ok(()))
 }
@@ -50,6 +55,7 @@ pub(super) fn serve(
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
+    messages::tell_panics();
     let runtime = control_runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;

@@ -123,6 +123,7 @@ fn global(file: &file::Global) -> Global {
         max_connections: value(&file.max_connections, Auto::Auto),
         zero_copy: value(&file.zero_copy, ZeroCopy::Auto),
         hash_key: value(&file.hash_key, DEFAULT_KEY),
+        watch: value(&file.watch, true),
     }
 }
 

@@ -61,7 +61,7 @@ pub fn differences(old: &Config, new: &Config) -> Vec<Difference> {
 
 /// What `new` asks for and only a restart brings, beside what the process was started with.
 pub fn needs_restart(started: &Config, new: &Config) -> Vec<String> {
-    let Global { workers, max_connections: _, zero_copy, hash_key: _ } = &started.global;
+    let Global { workers, max_connections: _, zero_copy, hash_key: _, watch: _ } = &started.global;
     let Admin { bind, socket, allow: _ } = &started.admin;
     let Log { access, format, level } = &started.log;
     let keys = [
@@ -111,6 +111,7 @@ fn sections(old: &Config, new: &Config) -> Vec<Difference> {
             &[
                 ("max_connections", old.global.max_connections == new.global.max_connections),
                 ("hash_key", old.global.hash_key == new.global.hash_key),
+                ("watch", old.global.watch == new.global.watch),
             ],
         ),
         ("[admin]", &[("allow", old.admin.allow == new.admin.allow)]),

@@ -34,6 +34,7 @@ pub struct Global {
     pub max_connections: Written<Auto>,
     pub zero_copy: Written<ZeroCopy>,
     pub hash_key: Written<[u8; 16]>,
+    pub watch: Written<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +113,8 @@ pub struct Certificate {
 
 pub const ROOT: Schema =
     Schema { name: "the file", keys: &["global", "admin", "log", "timeouts", "firewall", "listener", "pool"] };
-pub const GLOBAL: Schema = Schema { name: "[global]", keys: &["workers", "max_connections", "zero_copy", "hash_key"] };
+pub const GLOBAL: Schema =
+    Schema { name: "[global]", keys: &["workers", "max_connections", "zero_copy", "hash_key", "watch"] };
 pub const ADMIN: Schema = Schema { name: "[admin]", keys: &["bind", "socket", "allow"] };
 pub const LOG: Schema = Schema { name: "[log]", keys: &["access", "format", "level"] };
 pub const TIMEOUTS: Schema =

@@ -81,6 +81,8 @@ pub struct Global {
     pub zero_copy: ZeroCopy,
     /// Key of `ip_hash` and `maglev`: the same key gives the same choice on every node.
     pub hash_key: [u8; 16],
+    /// Whether a change of the file, or of one that it names, is put to work without being asked for.
+    pub watch: bool,
 }
 
 /// When bytes may bypass user space.

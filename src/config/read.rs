@@ -67,6 +67,7 @@ fn global(table: &Table, report: &mut Report) -> Global {
         max_connections: table.read("max_connections", report, value::auto_or_count(MOST_CONNECTIONS)),
         zero_copy: table.read("zero_copy", report, value::word(ZERO_COPY)),
         hash_key: table.read("hash_key", report, value::hash_key),
+        watch: table.read("watch", report, value::boolean),
     }
 }
 

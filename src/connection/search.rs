@@ -77,7 +77,7 @@ impl Connection {
                     drain.serves(None);
                     search.failed(backend);
                 }
-                Err(DialError::Exhausted) => return Err(Outcome::OutOfResources),
+                Err(DialError::Exhausted) => return Err(self.out_of_resources()),
                 Err(DialError::Failed(reason)) => {
                     backend.cells.at(index).connect_failures.at(reason).add(1);
                     if patience.blames(limit, reason) && pool.connect_failed(backend, clock::coarse()) {

@@ -20,6 +20,8 @@ pub struct List {
     pub duplicates: usize,
     /// Networks that lie inside another one of the list, duplicates not counted.
     pub covered: usize,
+    /// The last line, if it says something and has no end: the file may have been cut.
+    pub unfinished: Option<usize>,
 }
 
 /// Why a list file is refused as a whole.
@@ -86,6 +88,8 @@ pub fn parse_list(text: &[u8]) -> Result<List, ListErrors> {
     if errors.total > 0 {
         return Err(errors);
     }
+    let last = lines(text).zip(1..).last();
+    list.unfinished = last.filter(|(line, _)| entry_of(line).is_some()).map(|(_, number)| number);
     list.networks.sort_unstable();
     let read = list.networks.len();
     list.networks.dedup();
@@ -179,6 +183,21 @@ mod tests {
             parse_list(b"10.0.0.5/8\n10.0.0.0/8\n10.1.0.0/16\n10.1.2.0/24\n11.0.0.0/8\n::ffff:10.0.0.0/104\n").unwrap();
         assert_eq!((list.host_bits, list.duplicates, list.covered), (1, 2, 2));
         assert_eq!(list.networks.len(), 4);
+    }
+
+    #[test]
+    fn f4_a_line_without_an_end_is_told() {
+        for (text, unfinished) in [
+            (&b"10.0.0.0/8\n10.0.0.0/2"[..], Some(2)),
+            (b"10.0.0.0/8", Some(1)),
+            (b"10.0.0.0/8\n", None),
+            (b"10.0.0.0/8\n# end", None),
+            (b"10.0.0.0/8\n  ", None),
+            (b"", None),
+        ] {
+            let list = parse_list(text).unwrap_or_default();
+            assert_eq!(list.unfinished, unfinished, "{}", String::from_utf8_lossy(text));
+        }
     }
 
     #[test]

@@ -15,8 +15,9 @@ use tracing::{info, warn};
 
 use super::{
     attempt::verdict,
+    hindrances::Hindrances,
     pace::Pace,
-    probe::{Failure, Probe, Progress},
+    probe::{Failure, Probe, Progress, RESERVED},
 };
 use crate::{
     backend::{Backend, Health},
@@ -24,7 +25,7 @@ use crate::{
     load::CheckMaterials,
     metrics::{CheckCells, CheckResult, PerWorker, Registry, Transition},
     pool::{Mode, Pool},
-    sys::clock,
+    sys::{clock, reserve::Reserve},
     threshold::{Change, Threshold},
 };
 
@@ -56,6 +57,7 @@ pub struct Checkers {
     /// Of every backend, also of those that nobody checks: their series stay.
     _cells: Vec<Arc<PerWorker<CheckCells>>>,
     rhythm: Rhythm,
+    reserve: Arc<Reserve>,
 }
 
 /// Ends when the last of the backends that are new has its first verdict.
@@ -123,13 +125,6 @@ struct Checker {
     first: Option<mpsc::Sender<()>>,
 }
 
-/// Checks in a row that proved nothing.
-#[derive(Debug, Default)]
-struct Hindrances {
-    count: u32,
-    is_told: bool,
-}
-
 impl std::fmt::Debug for Watch<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Watch").field("pools", &self.pools.len()).finish_non_exhaustive()
@@ -142,6 +137,7 @@ impl Checkers {
     pub fn start(watch: &Watch, old: Option<&Self>) -> (Self, FirstVerdicts) {
         let (first_sender, first) = mpsc::channel(1);
         let mut rhythm = old.map_or_else(Rhythm::new, |old| old.rhythm);
+        let reserve = old.map_or_else(|| Reserve::watched(RESERVED), |old| Arc::clone(&old.reserve));
         let (mut checks, mut all_cells) = (Vec::new(), Vec::new());
         for watched in &watch.pools {
             for backend in watched.pool.backends() {
@@ -149,12 +145,19 @@ impl Checkers {
                 all_cells.push(Arc::clone(&cells));
                 let Some(check) = &watched.config.check else { continue };
                 let known = old.and_then(|old| old.checks.iter().find(|known| known.backend.id == backend.id));
-                let start =
-                    || Running::start(watch, watched, (backend, check), &mut rhythm, (cells, first_sender.clone()));
+                let start = || {
+                    Running::start(
+                        watch,
+                        watched,
+                        (backend, check),
+                        (&mut rhythm, &reserve),
+                        (cells, first_sender.clone()),
+                    )
+                };
                 checks.push(known.filter(|_| watched.is_same).map_or_else(|| Arc::new(start()), Arc::clone));
             }
         }
-        (Self { checks, _cells: all_cells, rhythm }, FirstVerdicts(first))
+        (Self { checks, _cells: all_cells, rhythm, reserve }, FirstVerdicts(first))
     }
 
     /// Takes the place of `old`: what is found from now on is for these pools. What `old` alone checks it checks no more,
@@ -199,10 +202,10 @@ impl Running {
         watch: &Watch,
         watched: &Watched,
         (backend, check): (&Arc<Backend>, &config::Check),
-        rhythm: &mut Rhythm,
+        (rhythm, reserve): (&mut Rhythm, &Arc<Reserve>),
         (cells, first): (Arc<PerWorker<CheckCells>>, mpsc::Sender<()>),
     ) -> Self {
-        let probe = Arc::new(Probe::new(check, watched.materials, backend.address));
+        let probe = Arc::new(Probe::new(check, watched.materials, backend.address, reserve));
         let report = Arc::new(Mutex::new(Report {
             pool: Arc::clone(&watched.pool.name),
             backend: Arc::clone(&backend.name),
@@ -338,7 +341,7 @@ impl Checker {
     }
 
     fn unhinder(&mut self) {
-        if std::mem::take(&mut self.hindrances).is_told {
+        if std::mem::take(&mut self.hindrances).is_told() {
             let (pool, backend, check) = self.names();
             info!(pool, backend, %check, "backend can be checked again");
         }
@@ -360,37 +363,11 @@ impl Checker {
     }
 }
 
-impl Hindrances {
-    /// Whether this one is to be told.
-    fn note(&mut self, result: CheckResult) -> bool {
-        self.count = self.count.saturating_add(1);
-        let is_news = !self.is_told && (result != CheckResult::Stalled || self.count > 1);
-        self.is_told |= is_news;
-        is_news
-    }
-}
-
 /// Tells where the connections of a pool go from now on.
 pub fn tell_mode(pool: &Pool, mode: Mode) {
     let (pool, message) = (&*pool.name, mode.message());
     match mode {
         Mode::Checked => info!(pool, "{message}"),
         Mode::Panic | Mode::Open | Mode::Closed => warn!(pool, "{message}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a6_checks_that_this_host_spoils_are_told_once() {
-        let told = |results: &[CheckResult]| {
-            let mut hindrances = Hindrances::default();
-            results.iter().map(|result| hindrances.note(*result)).collect::<Vec<_>>()
-        };
-        assert_eq!(told(&[CheckResult::Local; 3]), [true, false, false]);
-        assert_eq!(told(&[CheckResult::Stalled; 3]), [false, true, false]);
-        assert_eq!(told(&[CheckResult::Stalled, CheckResult::Local, CheckResult::Stalled]), [false, true, false]);
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod attempt;
 pub mod checker;
+mod hindrances;
 pub mod pace;
 pub mod probe;
 

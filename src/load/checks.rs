@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use rustls::{ClientConfig, crypto::CryptoProvider, pki_types::CertificateDer};
 use zeroize::Zeroizing;
 
-use super::{PEM_LIMIT, files::Files, unreadable};
+use super::{certificates::PEM_LIMIT, files::Files, unreadable};
 use crate::{
     config::{
         self, CheckKind, CheckTls, Config, Diagnostic, Located, Secret,

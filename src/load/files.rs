@@ -8,7 +8,10 @@ use std::{
 use aws_lc_rs::digest::{self, Digest, SHA256};
 
 use crate::{
-    config::difference::{Change, Difference, Part},
+    config::{
+        Check, Config, Networks,
+        difference::{Change, Difference, Part},
+    },
     sys::file::{ReadError, read_bounded},
 };
 
@@ -46,6 +49,18 @@ impl Files {
         let gone = self.0.iter().filter(|(path, _)| !new.0.contains_key(*path));
         now.chain(gone.map(|(path, (part, _))| tell(*part, path, Change::Removed))).collect()
     }
+}
+
+/// Every file that a configuration names.
+pub fn named(config: &Config) -> impl Iterator<Item = &Path> {
+    let lists = config.firewall.rules.iter().filter_map(|rule| match &rule.networks {
+        Networks::File(file) => Some(file.value.as_path()),
+        Networks::Inline(_) => None,
+    });
+    let tls = config.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    let certificates = tls.flat_map(|tls| &tls.certificates).flat_map(|files| [&files.cert, &files.key]);
+    let checks = config.pools.iter().filter_map(|pool| pool.check.as_ref()).flat_map(Check::files);
+    lists.chain(certificates.map(|file| file.value.as_path())).chain(checks)
 }
 
 impl std::fmt::Debug for Files {

@@ -2,41 +2,40 @@
 //!
 //! Nothing is put to work here. Every mistake in every file is found before the first is reported.
 
+mod certificates;
 mod checks;
 mod files;
+mod lint;
 mod reload;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustls::crypto::CryptoProvider;
+use serde::Serialize;
 
 use crate::{
     cidr::Cidr,
     config::{
         self, Config, Diagnostic, FirewallTest, Networks,
-        code::{
-            BAD_CERTIFICATE, BAD_KEY, BAD_LIST_LINE, BAD_TEXT, EXPIRED, EXPIRED_SERVED, FIREWALL_TEST, KEY_MISMATCH,
-            LIST_LINE, UNREADABLE,
-        },
+        code::{BAD_LIST_LINE, BAD_TEXT, FIREWALL_TEST, LIST_CUT, LIST_LINE, UNREADABLE},
         diagnostic::Origin,
         difference::Part,
     },
     firewall::{List, RuleSet, Table, parse_list},
     sys::file::{ReadError, read_bounded},
-    tls::certificates::{Certificate, CertificateError, Culprit},
+    tls::certificates::Certificate,
 };
 use files::Files;
 
 /// Larger files are somebody's mistake.
 pub const LIST_LIMIT: u64 = 256 << 20;
-const PEM_LIMIT: u64 = 1 << 20;
 
 pub use checks::CheckMaterials;
+pub use files::named;
 pub use reload::reload;
 
 /// A configuration text and where it came from.
@@ -49,16 +48,36 @@ pub struct Text {
 /// A configuration with everything that it names.
 #[derive(Debug)]
 pub struct Loaded {
+    pub source: Text,
     pub config: Config,
     pub warnings: Vec<Diagnostic>,
     /// In the order of the listeners.
     pub listeners: Vec<Materials>,
     /// Networks of each rule by family (IPv4, IPv6), in the order of the rules.
     pub prefixes: Vec<(usize, usize)>,
+    /// By path.
+    pub lists: Vec<ReadList>,
     /// In the order of the pools.
     pub checks: Vec<CheckMaterials>,
     /// What was read.
     files: Files,
+}
+
+/// What a list file said.
+#[derive(Debug, Serialize)]
+pub struct ReadList {
+    pub path: PathBuf,
+    pub networks: usize,
+    /// Lines that say what another one says.
+    pub duplicates: usize,
+    /// Networks inside others of the list.
+    pub covered: usize,
+}
+
+impl ReadList {
+    fn of((path, list): (PathBuf, List)) -> Self {
+        Self { path, networks: list.networks.len(), duplicates: list.duplicates, covered: list.covered }
+    }
 }
 
 /// What one listener needs from files.
@@ -69,6 +88,14 @@ pub struct Materials {
     /// The rules the table was built from, as indices into the configuration's.
     pub rules: Arc<[usize]>,
     pub certificates: Vec<Certificate>,
+}
+
+/// What runs when a configuration is loaded to follow it. What it serves is not refused for having expired since.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    pub loaded: &'a Loaded,
+    /// Whether a certificate that cannot be used is left as it was, with a warning: somebody may be about to write it.
+    pub keep_certificates: bool,
 }
 
 /// Reads a configuration file.
@@ -95,24 +122,27 @@ pub fn load(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Vec<Diag
     load_after(source, provider, None)
 }
 
-/// As [`load`]; what is served `before` is not refused for having expired since.
-fn load_after(source: &Text, provider: &CryptoProvider, before: Option<&Loaded>) -> Result<Loaded, Vec<Diagnostic>> {
+/// As [`load`], where something runs already.
+fn load_after(source: &Text, provider: &CryptoProvider, before: Option<Before<'_>>) -> Result<Loaded, Vec<Diagnostic>> {
     let base = source.path.parent().unwrap_or(Path::new(""));
     let (config, mut found) = config::parse(&source.text, base)?;
     let mut files = Files::default();
     let lists = read_lists(&config, &mut files, &mut found);
-    let certificates = read_certificates(&config, provider, &mut files, before, &mut found);
+    let certificates = certificates::read_certificates(&config, provider, &mut files, before, &mut found);
     let checks = checks::read_checks(&config, provider, &mut files, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
-    let listeners = materials(&config, &lists, certificates, before);
+    let listeners = materials(&config, &lists, certificates, before.map(|before| before.loaded));
+    lint::lint(&config, &listeners, |rule| networks(&config, &lists, rule), &mut found);
     run_tests(&config, &listeners, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
     let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
-    Ok(Loaded { config, warnings: found, listeners, prefixes, checks, files })
+    let mut lists: Vec<_> = lists.into_iter().map(ReadList::of).collect();
+    lists.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Loaded { source: source.clone(), config, warnings: found, listeners, prefixes, lists, checks, files })
 }
 
 /// Every list file once, however many rules name it.
@@ -143,6 +173,12 @@ fn read_lists(config: &Config, files: &mut Files, found: &mut Vec<Diagnostic>) -
                     );
                     found.push(Diagnostic::warning(LIST_LINE, message).from(at()));
                 }
+                if let Some(line) = list.unfinished {
+                    let message = format!("list `{}` ends inside line {line}", file.value.display());
+                    let help = "a network that is cut off may be a much larger one: end the file with a newline";
+                    let told = Diagnostic::warning(LIST_CUT, message).from(at()).label("was it written to the end?");
+                    found.push(told.help(help));
+                }
                 lists.insert(file.value.clone(), list);
             }
             Err(errors) => {
@@ -170,81 +206,6 @@ fn unreadable(message: String, at: Origin) -> Diagnostic {
     let help =
         "relative paths begin at the folder of the configuration; `ls -lL` tells what is there and who may read it";
     Diagnostic::error(UNREADABLE, message).from(at).label("named here").help(help)
-}
-
-/// The certificates of every listener, in the order they are written.
-fn read_certificates(
-    config: &Config,
-    provider: &CryptoProvider,
-    files: &mut Files,
-    before: Option<&Loaded>,
-    found: &mut Vec<Diagnostic>,
-) -> Vec<Vec<Certificate>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-    let mut read_one = |named: &config::CertificateFiles| {
-        let (chain, key) = read_pair(named, files, found)?;
-        let read = |now| Certificate::from_pem(&chain, &key, now, provider);
-        let is_served = before.is_some_and(|before| before.files.has_same(files, &named.cert.value));
-        let certificate = match read(now) {
-            // Refusing it would not take it back from the clients, and would keep every other change from them.
-            Err(CertificateError::Expired { not_after }) if is_served => {
-                found.push(about_expired(named, &CertificateError::Expired { not_after }));
-                read(not_after)
-            }
-            read => read,
-        };
-        certificate.map_err(|error| found.push(about_certificate(named, &error))).ok()
-    };
-    let listeners = config.listeners.iter().map(|listener| {
-        let named = listener.tls.iter().flat_map(|tls| &tls.certificates);
-        named.filter_map(&mut read_one).collect()
-    });
-    listeners.collect()
-}
-
-/// The bytes of a certificate and of its key.
-fn read_pair(
-    named: &config::CertificateFiles,
-    files: &mut Files,
-    found: &mut Vec<Diagnostic>,
-) -> Option<(Vec<u8>, zeroize::Zeroizing<Vec<u8>>)> {
-    let mut read = |file: &config::Located<PathBuf>, what| {
-        let bytes = files.read(Part::Certificate, &file.value, PEM_LIMIT);
-        bytes
-            .map_err(|error| {
-                let message = format!("cannot use {what} `{}`: {error}", file.value.display());
-                let at = Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
-                found.push(unreadable(message, at));
-            })
-            .ok()
-    };
-    let (chain, key) = (read(&named.cert, "certificate"), read(&named.key, "key"));
-    Some((chain?, zeroize::Zeroizing::new(key?)))
-}
-
-fn about_expired(named: &config::CertificateFiles, error: &CertificateError) -> Diagnostic {
-    let at = Origin::File { path: named.cert.value.clone(), span: Some(named.cert.span.clone()) };
-    let message = format!("`{}` is served although {error}", named.cert.value.display());
-    Diagnostic::warning(EXPIRED_SERVED, message).from(at).help(error.cure())
-}
-
-fn about_certificate(files: &config::CertificateFiles, error: &CertificateError) -> Diagnostic {
-    let (file, code) = match error.culprit() {
-        Culprit::Chain => (&files.cert, BAD_CERTIFICATE),
-        Culprit::Key => (&files.key, BAD_KEY),
-    };
-    let code = match error {
-        CertificateError::Mismatch => KEY_MISMATCH,
-        CertificateError::Expired { .. } | CertificateError::NotYetValid { .. } => EXPIRED,
-        _ => code,
-    };
-    let at = Origin::File { path: file.value.clone(), span: Some(file.span.clone()) };
-    let diagnostic =
-        Diagnostic::error(code, format!("`{}`: {error}", file.value.display())).from(at).help(error.cure());
-    match error {
-        CertificateError::Mismatch => diagnostic.note(format!("the certificate is `{}`", files.cert.value.display())),
-        _ => diagnostic,
-    }
 }
 
 /// One table for each distinct set of rules; the one of `before`, where it says the same.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use rustls::crypto::CryptoProvider;
 
-use super::{Loaded, Text, load_after};
+use super::{Before, Loaded, Text, load_after};
 use crate::config::{
     Diagnostic, Located, Networks,
     code::LIST_SHRANK,
@@ -17,11 +17,11 @@ use crate::config::{
 pub fn reload(
     source: &Text,
     provider: &CryptoProvider,
-    before: &Loaded,
+    before: Before<'_>,
     force: bool,
 ) -> Result<Loaded, Vec<Diagnostic>> {
     let loaded = load_after(source, provider, Some(before))?;
-    let shrunk = if force { Vec::new() } else { shrunk_lists(before, &loaded) };
+    let shrunk = if force { Vec::new() } else { shrunk_lists(before.loaded, &loaded) };
     if shrunk.is_empty() { Ok(loaded) } else { Err(loaded.warnings.into_iter().chain(shrunk).collect()) }
 }
 

@@ -58,6 +58,7 @@ pub struct ListenerCells {
     pub duration: Histogram<14>,
     tls_handshakes: [Family<Resumption, { Resumption::ALL.len() }>; TlsVersion::ALL.len()],
     pub tls_failures: Family<HandshakeFailure, { HandshakeFailure::ALL.len() }>,
+    pub tls_in_progress: Level,
     /// First byte expected to handshake complete.
     pub tls_duration: Histogram<16>,
 }
@@ -74,6 +75,8 @@ pub struct RuleCells {
 pub struct WorkerCells {
     /// Connections this worker serves.
     pub connections: Level,
+    /// TLS handshakes of any listener that are not complete.
+    pub handshakes: Level,
     relay_bytes: [Family<Direction, { Direction::ALL.len() }>; RelayPath::ALL.len()],
     /// Relays that wanted to splice and copied.
     pub fallbacks: Family<Fallback, { Fallback::ALL.len() }>,
@@ -81,8 +84,6 @@ pub struct WorkerCells {
     pub pipes_in_use: Level,
     /// Empty pipes kept for the next relay.
     pub pipes_pooled: Level,
-    /// Connections ended by a bug of ours. Not a metric: each is an `internal` outcome too.
-    pub panics: Counter,
 }
 
 /// What one worker counts for one pool.
@@ -231,6 +232,7 @@ impl Default for ListenerCells {
             duration: Histogram::new(&CONNECTION_BOUNDS),
             tls_handshakes: array::from_fn(|_| Family::default()),
             tls_failures: Family::default(),
+            tls_in_progress: Level::default(),
             tls_duration: Histogram::new(&SETUP_BOUNDS),
         }
     }

@@ -8,6 +8,7 @@ mod exposition;
 pub mod gauges;
 mod histogram;
 pub mod labels;
+mod panics;
 pub mod registry;
 mod render;
 
@@ -22,5 +23,6 @@ pub use labels::{
     AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
     RuleAction, Transition,
 };
+pub use panics::count_panic;
 pub use registry::{Generation, Registry, Reloads};
 pub use render::render;

@@ -15,6 +15,7 @@ use super::{
         AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
         Transition,
     },
+    panics::panics,
     registry::Registry,
 };
 use crate::{config::TlsVersion, outcome::Outcome};
@@ -40,7 +41,7 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 17] = [
+const COUNTERS: [(&str, &str); 18] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
@@ -57,6 +58,7 @@ const COUNTERS: [(&str, &str); 17] = [
     ("sluicegate_health_checks_total", "Health checks of the backend, by what they found."),
     ("sluicegate_backend_transitions_total", "Changes of the backend's health."),
     ("sluicegate_config_reloads_total", "Configurations given to the running process."),
+    ("sluicegate_panics_total", "Bugs of ours that ended what they happened in: a connection, a check, an answer."),
     (
         "sluicegate_log_records_dropped_total",
         "Access log records lost because the log was full or could not be written.",
@@ -64,10 +66,11 @@ const COUNTERS: [(&str, &str); 17] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 14] = [
+const GAUGES: [(&str, &str); 15] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
+    ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
     ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
@@ -117,6 +120,8 @@ fn listeners(registry: &Registry) {
             let failures = cells.sum(|cells| cells.tls_failures.at(*reason).value());
             count("sluicegate_tls_handshake_failures_total", &[listener, ("reason", reason.as_str())], failures);
         }
+        let in_progress = cells.sum(|cells| cells.tls_in_progress.value());
+        show("sluicegate_tls_handshakes_in_progress", &[listener], in_progress as f64);
         for version in TlsVersion::ALL {
             for resumption in Resumption::ALL {
                 let labels = [listener, ("version", version.as_str()), ("resumed", resumption.as_str())];
@@ -200,6 +205,7 @@ fn house(registry: &Registry) {
     show("sluicegate_config_last_reload_successful", &[], f64::from(u8::from(reloads.last_successful)));
     show("sluicegate_config_snapshots", &[], registry.generations() as f64);
     count("sluicegate_log_records_dropped_total", &[], registry.records_dropped());
+    count("sluicegate_panics_total", &[], panics());
 }
 
 fn set(gauges: &Gauges) {

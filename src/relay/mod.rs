@@ -137,14 +137,9 @@ impl Pair {
                 moved: meter.moved.get() != moved,
                 half_closed: self.up.end.is_some() || self.down.end.is_some(),
             };
-            timer.poll_expired(cx, control.alarm, state, || self.unconfirmed())
+            timer.poll_expired(cx, control.alarm, state, [self.client.socket(), &self.backend])
         })
         .await
-    }
-
-    /// Bytes that the kernel holds for either end. While they grow fewer, somebody reads.
-    fn unconfirmed(&self) -> usize {
-        [self.client.socket(), &self.backend].iter().filter_map(|socket| socket.unconfirmed().ok()).sum()
     }
 
     /// Moves what can be moved now, in both directions.

@@ -7,7 +7,13 @@ use std::{
 
 use super::End;
 use crate::alarm::{Alarm, TICK};
-use crate::sys::clock::{self, Moment};
+use crate::sys::{
+    clock::{self, Moment},
+    socket::Socket,
+};
+
+/// A relay that is older than this is worth the calls that make the kernel look for vanished peers (traps R9).
+const YOUNG: Duration = Duration::from_mins(1);
 
 /// Limits on silence and age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,21 +48,23 @@ pub(super) struct Timer<'a> {
     held: Option<usize>,
     /// When the alarm goes off; not moved by activity.
     set: Option<Moment>,
+    /// The kernel was told how long a peer may be gone.
+    expects: bool,
 }
 
 impl<'a> Timer<'a> {
     pub(super) fn start(timeouts: &'a Timeouts, now: Moment) -> Self {
-        Self { timeouts, half_closed: false, last: now, born: now, held: None, set: None }
+        Self { timeouts, half_closed: false, last: now, born: now, held: None, set: None, expects: false }
     }
 
-    /// Notes what happened in this poll, and ends the relay if a limit is reached. `unconfirmed` tells what the kernel
-    /// still holds; it is asked only when the relay seems silent.
+    /// Notes what happened in this poll, and ends the relay if a limit is reached. `sockets` are asked what the kernel still
+    /// holds only when the relay seems silent.
     pub(super) fn poll_expired(
         &mut self,
         cx: &Context<'_>,
         alarm: &Alarm,
         state: State,
-        unconfirmed: impl Fn() -> usize,
+        sockets: [&Socket; 2],
     ) -> Poll<End> {
         if state.moved {
             self.touch(alarm.now());
@@ -73,7 +81,14 @@ impl<'a> Timer<'a> {
             if alarm.poll_at(cx, due).is_pending() {
                 return Poll::Pending;
             }
-            if let Err(end) = self.look(clock::coarse(), unconfirmed()) {
+            if !self.expects {
+                self.expects = true;
+                for socket in sockets {
+                    socket.expect_presence(self.timeouts.idle);
+                }
+            }
+            let unconfirmed = sockets.iter().filter_map(|socket| socket.unconfirmed().ok()).sum();
+            if let Err(end) = self.look(clock::coarse(), unconfirmed) {
                 return Poll::Ready(end);
             }
             let now = clock::coarse();
@@ -110,6 +125,7 @@ impl<'a> Timer<'a> {
     fn next(&self, now: Moment) -> Duration {
         let (limit, _) = self.silence();
         let at = if self.held.is_some() { limit } else { limit / 2 };
+        let at = if self.expects { at } else { at.min(YOUNG) };
         let silence = at.saturating_sub(now.since(self.last));
         let age = self.timeouts.max_age.map(|age| age.saturating_sub(now.since(self.born)));
         age.map_or(silence, |age| age.min(silence)).max(Duration::from_millis(1))
@@ -155,8 +171,15 @@ mod tests {
         let idle = limit.checked_sub(TICK).unwrap();
         let timeouts = Timeouts { idle, half_closed: idle, max_age: None };
         let start = clock::coarse();
-        let mut timer =
-            Timer { timeouts: &timeouts, half_closed: false, last: start, born: start, held: None, set: None };
+        let mut timer = Timer {
+            timeouts: &timeouts,
+            half_closed: false,
+            last: start,
+            born: start,
+            held: None,
+            set: None,
+            expects: true,
+        };
         let at = |seconds| start.after(Duration::from_secs(seconds));
         assert_eq!(timer.next(start), limit / 2);
         assert_eq!(timer.look(at(4), 1000), Ok(()));

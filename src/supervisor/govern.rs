@@ -13,9 +13,13 @@ use tracing::{info, warn};
 use super::Limits;
 use crate::{
     admin,
-    config::{Config, Diagnostic, code::NO_FILE, difference},
+    config::{
+        Config, Diagnostic,
+        code::{CERTIFICATE_KEPT, NO_FILE},
+        difference::{self, Difference},
+    },
     crew::Crew,
-    load::{self, Loaded, Text},
+    load::{self, Before, Loaded, Text},
     metrics::Registry,
     ports::{self, Port},
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
@@ -37,6 +41,16 @@ pub(super) struct Governor {
     pub(super) registry: Arc<Registry>,
     pub(super) crew: Arc<Crew>,
     pub(super) admin: Arc<admin::State>,
+}
+
+/// What is taken, and what is not, of a configuration that follows another.
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    /// A list that has lost most of its networks.
+    force: bool,
+    /// The certificate that is served, in the place of one that cannot be used: nobody is there to be told, and who
+    /// renews it may have written one of the two files.
+    keep_certificates: bool,
 }
 
 /// A configuration that was read, for better or worse.
@@ -70,42 +84,78 @@ impl Governor {
     async fn carry_out(&mut self, who: Who, task: Task) -> Verdict {
         match task {
             Task::Plan { config, force } => self.plan(config.as_deref(), force).await,
+            Task::Reload { .. } if who == Who::Watch && self.live.config.is_none() => self.renew().await,
             Task::Reload { force } => {
-                service::reloading();
-                let verdict = self.reload(force).await;
+                // Who asked waits to hear it, whether there is anything to do or not.
+                if who != Who::Watch {
+                    service::reloading();
+                }
+                let (verdict, is_news) = self.reload(who, force).await;
+                // A file that was touched is no news, unless it was put right again.
+                if is_news || who != Who::Watch || self.live.last().is_some_and(|last| last.error.is_some()) {
+                    self.note(who, &verdict);
+                }
+                if who == Who::Watch && !verdict.accepted {
+                    drop(self.renew().await);
+                }
                 service::ready();
-                self.note(who, &verdict);
                 verdict
             }
         }
     }
 
-    async fn reload(&mut self, force: bool) -> Verdict {
-        let Candidate { source, loaded } = self.read(None, force).await;
+    /// What became of it, and whether that changed anything or could not.
+    async fn reload(&mut self, who: Who, force: bool) -> (Verdict, bool) {
+        let manner = Manner { force, keep_certificates: who == Who::Watch };
+        let Candidate { source, loaded } = self.read(None, manner).await;
         let loaded = match loaded {
             Ok(loaded) => loaded,
-            Err(errors) => return refused(source, errors),
+            Err(errors) => return (refused(source, errors), true),
         };
         let verdict = self.accepted(source, &loaded);
         let running = self.live.running();
         let is_same = running.loaded.is_same(&loaded) && running.needs_restart == verdict.needs_restart;
         drop(running);
         if is_same {
-            return verdict;
+            return (verdict, false);
         }
+        service::reloading();
         match self.prepare(loaded).await {
             Ok(prepared) => self.swap(prepared, &verdict).await,
             Err(errors) => {
                 // Names that were new have left series behind.
                 self.registry.forget_unused();
-                return refused(verdict.source, errors);
+                return (refused(verdict.source, errors), true);
             }
         }
+        (verdict, true)
+    }
+
+    /// A configuration that cannot be used must not keep a renewed certificate or list from the one that runs.
+    async fn renew(&mut self) -> Verdict {
+        let source = self.live.running().loaded.source.clone();
+        let manner = Manner { force: false, keep_certificates: true };
+        let Candidate { source, loaded } = self.load(move || Ok(source), manner).await;
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(errors) => return refused(source, errors),
+        };
+        let verdict = self.accepted(source, &loaded);
+        if verdict.differences.is_empty() {
+            return verdict;
+        }
+        tell_kept(&verdict);
+        let changes = told(&verdict.differences);
+        match self.prepare(loaded).await {
+            Ok(prepared) => self.swap(prepared, &verdict).await,
+            Err(errors) => return refused(verdict.source, errors),
+        }
+        info!(changes, "files renewed, under the configuration that runs");
         verdict
     }
 
     async fn plan(&self, config: Option<&Path>, force: bool) -> Verdict {
-        let Candidate { source, loaded } = self.read(config, force).await;
+        let Candidate { source, loaded } = self.read(config, Manner { force, keep_certificates: false }).await;
         let possible = loaded.and_then(|loaded| {
             self.limits.after(&loaded.config)?;
             ports::try_more(&loaded.config, &self.ports)?;
@@ -117,22 +167,34 @@ impl Governor {
         }
     }
 
-    /// Reads the configuration and all that it names, on a thread where that may take its time.
-    async fn read(&self, other: Option<&Path>, force: bool) -> Candidate {
+    /// Reads the configuration and all that it names.
+    async fn read(&self, other: Option<&Path>, manner: Manner) -> Candidate {
         let Some(path) = other.or(self.live.config.as_deref()) else {
             let message = "this process was started without a configuration file";
             let error = Diagnostic::error(NO_FILE, message).help("`sluicegate run --config FILE` can be reloaded");
             return Candidate { source: nothing(Path::new("")), loaded: Err(vec![error]) };
         };
-        let (path, running, provider) = (self.as_named(path), self.live.running(), Arc::clone(&self.provider));
-        let name = path.clone();
-        let read = move || match load::read(&path) {
-            Ok(source) => Candidate { loaded: load::reload(&source, &provider, &running.loaded, force), source },
-            Err(error) => Candidate { source: nothing(&path), loaded: Err(vec![*error]) },
+        let path = self.as_named(path);
+        self.load(move || load::read(&path).map_err(|error| (nothing(&path), error)), manner).await
+    }
+
+    /// What a text comes to beside the configuration that runs, on a thread where that may take its time.
+    async fn load(
+        &self,
+        read: impl FnOnce() -> Result<Text, (Text, Box<Diagnostic>)> + Send + 'static,
+        Manner { force, keep_certificates }: Manner,
+    ) -> Candidate {
+        let (running, provider) = (self.live.running(), Arc::clone(&self.provider));
+        let load = move || match read() {
+            Ok(source) => {
+                let before = Before { loaded: &running.loaded, keep_certificates };
+                Candidate { loaded: load::reload(&source, &provider, before, force), source }
+            }
+            Err((source, error)) => Candidate { source, loaded: Err(vec![*error]) },
         };
-        let candidate = tokio::task::spawn_blocking(read).await;
+        let candidate = tokio::task::spawn_blocking(load).await;
         candidate.unwrap_or_else(|panic| Candidate {
-            source: nothing(&name),
+            source: nothing(self.live.config.as_deref().unwrap_or(Path::new(""))),
             loaded: Err(vec![super::cannot_start("the configuration cannot be read", &panic)]),
         })
     }
@@ -173,11 +235,23 @@ impl Governor {
             let errors = verdict.diagnostics.iter().filter(|found| found.is_error()).count();
             warn!(by, uid, pid, %config, errors, error, "configuration refused: the one before goes on");
         } else {
-            let changes: Vec<_> = differences.iter().map(ToString::to_string).collect();
-            let (changes, needs_restart) = (changes.join("; "), needs_restart.join(", "));
+            tell_kept(verdict);
+            let (changes, needs_restart) = (told(differences), needs_restart.join(", "));
             info!(by, uid, pid, %config, changes, needs_restart, "configuration reloaded");
         }
         self.live.set_last(LastReload { at: SystemTime::now(), by: who, error });
+    }
+}
+
+fn told(differences: &[Difference]) -> String {
+    let changes: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    changes.join("; ")
+}
+
+/// Says which certificates wait for their other half.
+fn tell_kept(verdict: &Verdict) {
+    for kept in verdict.diagnostics.iter().filter(|found| found.code == CERTIFICATE_KEPT) {
+        warn!(problem = kept.message, "certificate not taken");
     }
 }
 

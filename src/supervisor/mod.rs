@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,7 @@ use crate::{
     backend::Backend,
     config::{self, Diagnostic, code::CANNOT_START},
     crew::{self, Command, Crew},
+    expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
@@ -34,6 +35,7 @@ use crate::{
     running::{Counter, Live, Running},
     service,
     site::Site,
+    watch::watch,
 };
 use bind::{SocketFile, bind_admin, bind_socket, start_log};
 use govern::Governor;
@@ -52,11 +54,13 @@ pub struct Options {
     pub rustls_records: bool,
     /// Where a reload reads the configuration; `None`: there is nothing to reload.
     pub config: Option<PathBuf>,
+    /// Just before it was read the first time.
+    pub read_at: SystemTime,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reuseport: true, rustls_records: false, config: None }
+        Self { reuseport: true, rustls_records: false, config: None, read_at: SystemTime::now() }
     }
 }
 
@@ -118,6 +122,8 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     admin.ready.store(true, Ordering::Relaxed);
     admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin))));
+    admin_tasks.push(tokio::spawn(expiry::watch(Arc::clone(&live))));
+    admin_tasks.push(tokio::spawn(watch(Arc::clone(&live), counter.clone(), options.read_at)));
     let (retire, retired) = oneshot::channel();
     let (live_, provider) = (Arc::clone(&live), Arc::clone(provider));
     let governor =

@@ -5,11 +5,12 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rustix::{
     io::Errno,
-    net::{SocketFlags, acceptfrom_with},
+    net::{SocketFlags, acceptfrom_with, sockopt},
 };
 use socket2::{Domain, Protocol, SockFilter, Type};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -136,6 +137,14 @@ impl Acceptor {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Closes a socket that was accepted and is not wanted, by RST if `reset`. Nothing is read and nothing is written.
+pub fn turn_away(fd: OwnedFd, reset: bool) {
+    if reset {
+        let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
+    }
+    drop(fd);
 }
 
 /// What an accept error asks for (traps A1, A2).

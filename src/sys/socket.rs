@@ -29,7 +29,7 @@ use tokio::{
     task::coop,
 };
 
-use super::pipe::Pipe;
+use super::{pipe::Pipe, presence};
 
 /// Asked of each splice: a constant that stays below the signed maximum after page rounding.
 const SPLICE_LENGTH: usize = 1 << 20;
@@ -231,6 +231,12 @@ impl Socket {
         let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
 
+    /// Has the kernel end a connection whose peer is gone; `idle` is how long both sides may be silent.
+    pub fn expect_presence(&self, idle: Duration) {
+        // Without it the relay's own limit on silence is left.
+        let _ = presence::expect(&self.fd, idle);
+    }
+
     /// Bytes (and an unacknowledged FIN) that the peer's host has not confirmed (`SIOCOUTQ`, tcp(7)).
     #[expect(unsafe_code, reason = "rustix has no name for SIOCOUTQ")]
     pub fn unconfirmed(&self) -> io::Result<usize> {
@@ -387,12 +393,4 @@ impl AsyncWrite for Socket {
         self.finish_sending();
         Poll::Ready(Ok(()))
     }
-}
-
-/// Closes a socket that was accepted and is not wanted, by RST if `reset`. Nothing is read and nothing is written.
-pub fn turn_away(fd: OwnedFd, reset: bool) {
-    if reset {
-        let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
-    }
-    drop(fd);
 }

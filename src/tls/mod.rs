@@ -3,6 +3,7 @@
 pub mod acceptor;
 pub mod certificates;
 pub mod client;
+pub mod crowd;
 pub mod pem;
 pub mod record;
 pub mod unbuffered;

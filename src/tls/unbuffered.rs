@@ -7,6 +7,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -45,16 +46,13 @@ pub async fn handshake(
     alarm: &Alarm,
 ) -> Result<(Socket, Session, Agreement), Refusal> {
     let begin = Instant::now();
-    let Ok(tls) = UnbufferedServerConnection::new(policy.config()) else {
-        return Err(Refusal { reason: HandshakeFailure::TlsError, sni: None, silent: false });
-    };
-    let mut driver = Driver { socket, tls, incoming: Vec::new(), whole: 0, outgoing: Vec::new(), asked: None };
-    let result = alarm.within(limit, driver.drive()).await;
+    let mut driver = Driver { socket, incoming: Vec::new(), whole: 0, outgoing: Vec::new(), asked: None };
+    let result = alarm.within(limit, driver.drive(policy)).await;
     let reason = match result.unwrap_or(Err(HandshakeFailure::Timeout)) {
-        Ok(()) => {
+        Ok(tls) => {
             let sni = driver.sni();
-            let agreement = acceptor::agreement(&driver.tls, sni.clone(), begin.elapsed());
-            match driver.into_session(agreement.version) {
+            let agreement = acceptor::agreement(&tls, sni.clone(), begin.elapsed());
+            match driver.into_session(*tls, agreement.version) {
                 Some((socket, session)) => return Ok((socket, session, agreement)),
                 None => return Err(Refusal { reason: HandshakeFailure::TlsError, sni, silent: false }),
             }
@@ -67,7 +65,6 @@ pub async fn handshake(
 
 struct Driver {
     socket: Socket,
-    tls: UnbufferedServerConnection,
     incoming: Vec<u8>,
     /// How much of `incoming` rustls has been shown: whole records.
     whole: usize,
@@ -85,33 +82,50 @@ enum Next {
 }
 
 impl Driver {
-    async fn drive(&mut self) -> Result<(), HandshakeFailure> {
+    async fn drive(&mut self, policy: &Policy) -> Result<Box<UnbufferedServerConnection>, HandshakeFailure> {
+        // Who says nothing, or not even a whole record, costs no more than what it says (traps T6).
+        self.whole = loop {
+            self.read().await?;
+            if let Some(length) = self.next_record() {
+                break length;
+            }
+        };
+        let tls = UnbufferedServerConnection::new(policy.config()).map_err(|_| HandshakeFailure::TlsError)?;
+        let mut tls = Box::new(tls);
         loop {
-            match self.step() {
+            match self.step(&mut tls) {
                 Ok(Next::Again) => {}
                 Ok(Next::Read) => {
                     self.flush().await?;
                     self.read().await?;
                 }
                 Ok(Next::Done) => break,
-                Err(Some(error)) => return Err(self.refuse(&error).await),
+                Err(Some(error)) => return Err(self.refuse(&mut tls, &error).await),
                 Err(None) => return Err(HandshakeFailure::ClientClosed),
             }
         }
         // The client of TLS 1.2 waits for our Finished. In TLS 1.3 only tickets are left, and they could wait for the first
         // data; but they carry the acknowledgement of the client's Finished, without which a client with Nagle's
         // algorithm holds its first request back for 40 ms.
-        self.flush().await
+        self.flush().await?;
+        Ok(tls)
     }
 
     /// Lets rustls go on. `Err(None)`: the client has said goodbye.
-    fn step(&mut self) -> Result<Next, Option<rustls::Error>> {
+    fn step(&mut self, tls: &mut UnbufferedServerConnection) -> Result<Next, Option<rustls::Error>> {
         let Some(shown) = self.incoming.get_mut(..self.whole) else { return Err(None) };
-        let UnbufferedStatus { discard, state, .. } = self.tls.process_tls_records(shown);
+        let UnbufferedStatus { discard, state, .. } = tls.process_tls_records(shown);
         if let Some(asked) = take_asked() {
             self.asked = Some(asked);
         }
-        let (next, blocked) = match state.map_err(Some)? {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                self.discard(discard);
+                return Err(Some(error));
+            }
+        };
+        let (next, blocked) = match state {
             ConnectionState::EncodeTlsData(data) => {
                 encode(data, &mut self.outgoing);
                 (Next::Again, false)
@@ -124,13 +138,18 @@ impl Driver {
             ConnectionState::WriteTraffic(_) => (Next::Done, false),
             _ => return Err(None),
         };
-        self.incoming.drain(..discard);
-        self.whole -= discard;
+        self.discard(discard);
         if blocked && let Some(length) = self.next_record() {
             self.whole += length;
             return Ok(Next::Again);
         }
         Ok(next)
+    }
+
+    /// Forgets what rustls is done with.
+    fn discard(&mut self, length: usize) {
+        self.incoming.drain(..length);
+        self.whole -= length;
     }
 
     /// The length of the whole record behind what rustls has seen.
@@ -142,11 +161,18 @@ impl Driver {
     }
 
     async fn read(&mut self) -> Result<(), HandshakeFailure> {
-        let length = self.incoming.len();
-        self.incoming.resize(length + READ, 0);
-        let free = self.incoming.get_mut(length..).unwrap_or_default();
-        let received = poll_fn(|cx| self.socket.poll_recv(cx, free)).await;
-        self.incoming.truncate(length + received.as_ref().copied().unwrap_or(0));
+        let Self { socket, incoming, .. } = self;
+        // No buffer waits with the client, and what it sent takes no more room than it has to (traps T7).
+        let received = poll_fn(|cx| {
+            let mut buffer = [0; READ];
+            let received = ready!(socket.poll_recv(cx, &mut buffer));
+            Poll::Ready(received.inspect(|length| {
+                let bytes = buffer.get(..*length).unwrap_or_default();
+                incoming.reserve_exact(bytes.len());
+                incoming.extend_from_slice(bytes);
+            }))
+        })
+        .await;
         match received {
             Ok(1..) => {}
             Ok(0) | Err(_) => return Err(HandshakeFailure::ClientClosed),
@@ -173,16 +199,19 @@ impl Driver {
     }
 
     /// Names the failure and sends the alert that goes with it.
-    async fn refuse(&mut self, error: &rustls::Error) -> HandshakeFailure {
+    async fn refuse(&mut self, tls: &mut UnbufferedServerConnection, error: &rustls::Error) -> HandshakeFailure {
         let unknown = self.asked.as_ref().is_some_and(|asked| !asked.known);
         if unknown {
             self.outgoing = acceptor::unrecognized_name().to_vec();
         } else {
-            // rustls has its alert ready, behind what it had said before.
-            while let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(data)), .. } =
-                self.tls.process_tls_records(&mut [])
-            {
+            // rustls has its alert ready, behind what it had said before. When it has no more it looks at what it was
+            // shown once again, and that has to be there.
+            loop {
+                let shown = self.incoming.get_mut(..self.whole).unwrap_or_default();
+                let UnbufferedStatus { discard, state, .. } = tls.process_tls_records(shown);
+                let Ok(ConnectionState::EncodeTlsData(data)) = state else { break };
                 encode(data, &mut self.outgoing);
+                self.discard(discard);
             }
         }
         let _ = self.flush().await;
@@ -199,9 +228,9 @@ impl Driver {
     }
 
     /// Takes the keys over; `None` if rustls does not part with them.
-    fn into_session(mut self, version: TlsVersion) -> Option<(Socket, Session)> {
+    fn into_session(mut self, tls: UnbufferedServerConnection, version: TlsVersion) -> Option<(Socket, Session)> {
         self.incoming.drain(..self.whole);
-        let (secrets, keys) = self.tls.dangerous_into_kernel_connection().ok()?;
+        let (secrets, keys) = tls.dangerous_into_kernel_connection().ok()?;
         let sealer = Sealer::new(version, &secrets.tx.1, secrets.tx.0)?;
         let opener = Opener::new(version, &secrets.rx.1, secrets.rx.0)?;
         let session = Session { version, sealer, opener, keys, incoming: self.incoming };

@@ -10,21 +10,14 @@ mod urgent;
 use std::{
     io::{ErrorKind, Write},
     net::TcpStream,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use socket2::SockRef;
 
-use crate::support::{LATE, Stand, client::Stream, tags::Tag, wait_until};
+use crate::support::{LATE, Stand, client::Stream, tags::Tag, turn, wait_until};
 
 /// The client's end and the backend's end of a connection.
 type Pair = (Box<dyn Stream>, TcpStream);
-
-/// Tests that take thousands of descriptors or measure time come one after the other.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A sender that never waits: it sends its tagged bytes as far as the kernel takes them.
 struct Sender {

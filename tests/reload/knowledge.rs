@@ -81,7 +81,7 @@ fn l6_health_and_slow_start_survive() {
     let (good, bad) = (Backend::named("a"), Refusing::new());
     let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\" }\nslow_start = \"60s\"\nretries = 0\n";
     let text = tcp("") + pool + &backend("a", good.address, "") + &backend("bad", bad.address, "");
-    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    let gate = super::plan(&text).checked().start();
     assert_eq!(word(&backend_status(&gate, "bad"), "state"), "down");
     let since = backend_status(&gate, "bad")["since"].clone();
     for round in 0..ROUNDS {
@@ -111,7 +111,7 @@ fn l6_a_slow_start_survives() {
     let address = Backend::echo().address;
     let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"100ms\" }\nslow_start = \"10m\"\n";
     let text = tcp("") + pool + &backend("a", good.address, "") + &backend("b", address, "");
-    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    let gate = super::plan(&text).checked().start();
     assert_eq!(word(&backend_status(&gate, "b"), "state"), "down");
     let _back = Backend::start_on(address, |mut stream, _| drop(std::io::Write::write_all(&mut stream, b"b")));
     wait_until(SOON, "a recovery", || backend_status(&gate, "b")["state"] == "up");
@@ -131,7 +131,7 @@ fn b3_a_new_backend_gets_nobody_before_its_first_verdict() {
     let (good, bad) = (Backend::named("a"), Refusing::new());
     let pool = "[pool.web]\ncheck = { type = \"tcp\", every = \"200ms\" }\nretries = 0\noutlier = \"off\"\n";
     let text = tcp("") + pool + &backend("a", good.address, "");
-    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    let gate = super::plan(&text).checked().start();
     append(&gate, &backend("bad", bad.address, ""));
     reload(&gate);
     assert_eq!((0..30).map(|_| ask(gate.address("tcp"))).collect::<String>(), "a".repeat(30));
@@ -146,7 +146,7 @@ fn b8_on_down_close_reaches_the_connections_of_older_configurations() {
     let check = format!("check = {{ type = \"tcp\", every = \"100ms\", port = {} }}\n", health.address.port());
     let pool = format!("[pool.web]\n{check}on_down = \"close\"\n");
     let text = tcp("") + &pool + &backend("kept", kept.address, "") + &backend("gone", gone.address, "");
-    let gate = Gate::plan(&text).checked().admin("socket = \"admin.sock\"").start();
+    let gate = super::plan(&text).checked().start();
     let mut clients: Vec<_> = (0..4).map(|_| connect(gate.address("tcp"))).collect();
     for client in &mut clients {
         exchange(client, b"hello");

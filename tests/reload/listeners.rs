@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use super::{addresses, append, edit, json, messages, refused, reload, reloads, site, start, times};
 use crate::support::{
-    Backend, Gate, SOON,
+    Backend, SOON,
     client::{self, ask, connect, connect_tls, exchange},
     gate::{https, word},
     wait_until,
@@ -95,10 +95,9 @@ fn a_drain_takes_as_long_as_the_file_says_now() {
 fn tls_comes_and_goes_and_tickets_survive() {
     let backend = Backend::echo();
     let pool = format!("[pool.web]\n{}", super::member("a", backend.address));
-    let gate = Gate::plan(&(https("") + &pool))
+    let gate = super::plan(&(https("") + &pool))
         .certificate("other", &["other.com"])
         .certificate("again", &["foobar.com", "www.foobar.com", "localhost"])
-        .admin("socket = \"admin.sock\"")
         .start();
     let resumed = || gate.metrics().count("sluicegate_tls_handshakes_total", &[("resumed", "true")]);
     let config = Arc::new(client::config(rustls::ALL_VERSIONS));

@@ -1,18 +1,29 @@
 //! Reload and plan: the configuration of a running process is replaced as a whole, or not at all.
 
 mod knowledge;
+mod load;
 mod listeners;
 mod refused;
+mod verdicts;
+mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde_json::Value;
 
-use crate::support::{Backend, Gate, LATE, Process, gate::tcp, process::Ended};
+use crate::support::{
+    Backend, Gate, LATE, Process,
+    gate::{Plan, tcp},
+    process::Ended,
+};
 
-/// A gate with an admin socket.
+/// A gate with an admin socket, that reloads when it is told to.
+fn plan(toml: &str) -> Plan {
+    Gate::plan(toml).admin("socket = \"admin.sock\"").global("watch = false")
+}
+
 fn start(toml: &str) -> Gate {
-    Gate::plan(toml).admin("socket = \"admin.sock\"").start()
+    plan(toml).start()
 }
 
 /// A plain listener `tcp` in front of named backends.

@@ -13,7 +13,7 @@ use std::{
 
 use super::{append, edit, json, messages, path, refused, reload, reloads, run, site, start, times};
 use crate::support::{
-    Authority, Backend, Gate, WebServer,
+    Authority, Backend, WebServer,
     client::{ask, connect_tls, exchange},
     gate::{https, pool, tcp, word},
     load::{Load, faults},
@@ -152,7 +152,7 @@ fn l3_a_file_that_is_exchanged_is_read_as_one_or_the_other() {
 fn l3_a_bad_certificate_is_refused_and_the_old_one_is_served() {
     let backend = Backend::echo();
     let text = https("") + &pool("", &[backend.address]);
-    let gate = Gate::plan(&text).certificate("other", &["foobar.com"]).admin("socket = \"admin.sock\"").start();
+    let gate = super::plan(&text).certificate("other", &["foobar.com"]).start();
     let beside = |name: &str| gate.directory.path().join(name);
     let (chain, key) = (fs::read(beside("foobar.com.pem")).unwrap(), fs::read(beside("foobar.com.key")).unwrap());
     for (what, file, bytes) in [
@@ -196,10 +196,7 @@ fn a_list_that_loses_most_of_its_networks_needs_force() {
     let list = |count: usize| {
         (0..count).flat_map(|n| ["10.", &n.to_string(), ".0.0/16\n"].concat().into_bytes()).collect::<Vec<_>>()
     };
-    let gate = Gate::plan(&(site(&[("a", &backend)]) + rules))
-        .file("deny.txt", list(100))
-        .admin("socket = \"admin.sock\"")
-        .start();
+    let gate = super::plan(&(site(&[("a", &backend)]) + rules)).file("deny.txt", list(100)).start();
     let prefixes = || gate.metrics().count("sluicegate_firewall_prefixes", &[("rule", "list")]);
     let write = |text: Vec<u8>| fs::write(gate.directory.path().join(Path::new("deny.txt")), text).unwrap();
     write(list(49));

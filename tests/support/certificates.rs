@@ -1,6 +1,10 @@
 //! Certificates made at run time: one authority for the whole test binary, leaves on demand.
 
-use std::{path::Path, sync::LazyLock};
+use std::{
+    path::Path,
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
@@ -45,6 +49,13 @@ impl Authority {
         Self::sign(&parameters)
     }
 
+    /// A leaf that is valid for so long from now.
+    pub fn leaf_for(names: &[&str], time: Duration) -> Leaf {
+        let mut parameters = parameters(names);
+        parameters.not_after = (SystemTime::now() + time).into();
+        Self::sign(&parameters)
+    }
+
     fn sign(parameters: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, &AUTHORITY).unwrap();
@@ -55,6 +66,18 @@ impl Authority {
     pub fn write(directory: &Path, name: &str, leaf: &Leaf) {
         std::fs::write(directory.join(format!("{name}.pem")), &leaf.certificate).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), &leaf.key).unwrap();
+    }
+
+    /// The same as renewal tools do it: each file is written aside and renamed.
+    pub fn replace(directory: &Path, name: &str, leaf: &Leaf) {
+        Self::replace_one(directory, &format!("{name}.key"), &leaf.key);
+        Self::replace_one(directory, &format!("{name}.pem"), &leaf.certificate);
+    }
+
+    pub fn replace_one(directory: &Path, name: &str, text: &str) {
+        let aside = directory.join(format!("{name}.new"));
+        std::fs::write(&aside, text).unwrap();
+        std::fs::rename(&aside, directory.join(name)).unwrap();
     }
 }
 

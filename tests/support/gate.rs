@@ -68,6 +68,11 @@ impl Plan {
         self
     }
 
+    /// For a process that is started in another way, after [`Self::write`].
+    pub fn into_directory(self) -> TempDir {
+        self.directory
+    }
+
     pub fn path(&self) -> &Path {
         self.directory.path()
     }

@@ -18,6 +18,7 @@ pub mod variant;
 pub mod web;
 
 use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -48,6 +49,12 @@ const POLL: Duration = Duration::from_millis(5);
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Tests that take thousands of descriptors or measure time come one after the other.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a condition, not for a time; tells what it waited for when the deadline passes.

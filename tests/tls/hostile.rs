@@ -73,6 +73,30 @@ fn t1_a_hello_in_records_of_one_byte() {
     gate.finish();
 }
 
+/// A refusal used to show rustls an empty buffer where it still had a place in ours: it panicked.
+#[test]
+fn t1_a_hello_with_a_changed_byte_is_refused_without_a_panic() {
+    let backend = Backend::echo();
+    let gate = gate(&backend, "10s");
+    let whole = hello().whole();
+    let mut ended = 0;
+    // Every byte of what can be understood; the keys behind it are only bytes. Then some of those.
+    for at in (5..whole.len().min(300)).chain((300..whole.len()).step_by(40)) {
+        let mut changed = whole.clone();
+        changed[at] ^= 0xff;
+        let mut stream = client::connect(gate.address("https"));
+        stream.write_all(&changed).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        read_all(&mut stream);
+        ended += 1;
+    }
+    let metrics = gate.wait_metrics("all", |m| m.count("sluicegate_connections_closed_total", &[]) == ended);
+    println!("{ended} changed hellos, {} refused", metrics.outcome("tls_error"));
+    assert_eq!((metrics.outcome("internal"), metrics.count("sluicegate_panics_total", &[])), (0, 0));
+    assert!(metrics.outcome("tls_error") > 10);
+    gate.finish();
+}
+
 /// It used to loop for ever in a library; here it is gone at the deadline at the latest, and costs nothing until then.
 #[test]
 fn t1_close_notify_after_the_hello_ends_the_handshake() {

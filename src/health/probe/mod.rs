@@ -19,6 +19,7 @@ use crate::{
     config::{self, CheckKind},
     load::CheckMaterials,
     metrics::CheckResult,
+    sys::reserve::Reserve,
 };
 
 /// What a backend is asked, with everything that takes.
@@ -26,6 +27,7 @@ use crate::{
 pub struct Probe {
     target: SocketAddr,
     question: Question,
+    reserve: Arc<Reserve>,
 }
 
 #[derive(Debug)]
@@ -57,12 +59,16 @@ struct Heard {
     said: Vec<u8>,
 }
 
+/// Descriptors kept back for checks when clients have taken all the others (traps A1).
+pub const RESERVED: usize = 16;
+
 /// So much of what a backend says goes into a log.
 const MOST_BYTES: usize = 60;
 const MOST_WORDS: usize = 200;
 
 impl Probe {
-    pub fn new(check: &config::Check, materials: &CheckMaterials, backend: SocketAddr) -> Self {
+    /// A question for `backend`. When clients have taken every descriptor, one of `reserve` is used.
+    pub fn new(check: &config::Check, materials: &CheckMaterials, backend: SocketAddr, reserve: &Arc<Reserve>) -> Self {
         let target = SocketAddr::new(check.address.unwrap_or(backend.ip()), check.port.unwrap_or(backend.port()));
         let tls = |names: &config::CheckTls| {
             let client = materials.tls.as_ref()?;
@@ -82,7 +88,7 @@ impl Probe {
                 Question::Mysql(mysql::Mysql::new(target, user, &materials.password, *role))
             }
         };
-        Self { target, question }
+        Self { target, question, reserve: Arc::clone(reserve) }
     }
 
     /// Where it asks.
@@ -91,6 +97,15 @@ impl Probe {
     }
 
     pub async fn ask(&self, progress: &Progress) -> Result<(), Failure> {
+        match self.ask_once(progress).await {
+            Err(failure) if failure.result == CheckResult::Local && self.reserve.give_up() => {
+                self.ask_once(progress).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(&self, progress: &Progress) -> Result<(), Failure> {
         if let Question::Mysql(mysql) = &self.question {
             return mysql.ask(progress).await;
         }
