@@ -23,6 +23,7 @@ mod https;
 mod kernel;
 mod limits;
 mod metrics;
+mod networks;
 mod operate;
 mod overload;
 mod pressure;
