@@ -6,7 +6,9 @@ mod certificates;
 mod check;
 mod connections;
 mod demo;
+mod explain;
 mod reload;
+mod replay;
 mod run;
 mod signals;
 mod status;
@@ -57,6 +59,10 @@ enum Verb {
     Run(run::Arguments),
     /// Check a configuration and everything it names, without running it
     Check(check::Arguments),
+    /// Tell what would happen to a client, and where that is written
+    Explain(explain::Arguments),
+    /// Judge past clients by a configuration
+    Firewall(replay::Arguments),
     /// Run without a configuration file: HTTPS for HOST in front of some backends
     Up(up::Arguments),
     /// Show the running process: listeners, pools, backends, and what differs from the file
@@ -98,6 +104,8 @@ pub fn main() -> ExitCode {
         Verb::Demo(arguments) => demo::demo(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::check(&arguments),
+        Verb::Explain(arguments) => explain::explain(&arguments),
+        Verb::Firewall(arguments) => replay::firewall(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
         Verb::Status(arguments) => status::status(&arguments),
         Verb::Reload(arguments) => reload::reload(&arguments),
