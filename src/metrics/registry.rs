@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
-    labels::RuleAction,
+    labels::{Label, RuleAction},
 };
 
 /// Every cell of the process. Taking a handle locks and allocates: do it when a frontend is built, not per connection.
@@ -81,6 +81,11 @@ impl Registry {
         self.rules.cells((name.to_owned(), action))
     }
 
+    /// Those of a rule's name that there are, under whatever it has done so far.
+    pub fn rules_of(&self, name: &str) -> impl Iterator<Item = Arc<PerWorker<RuleCells>>> {
+        RuleAction::ALL.iter().filter_map(|action| self.rules.known(&(name.to_owned(), *action)))
+    }
+
     pub fn pool(&self, name: &str) -> Arc<PerWorker<PoolCells>> {
         self.pools.cells(name.to_owned())
     }
@@ -94,8 +99,8 @@ impl Registry {
         self.checks.cells((pool.to_owned(), backend.to_owned()))
     }
 
-    /// Drops the cells that nobody holds any more, and their series with them: for after a reload, when the new frontends
-    /// are built. The cells of a removed name stay while a connection of its time still counts.
+    /// Drops the cells that nobody holds any more, and their series with them: for after a reload, and after each scrape,
+    /// because the cells of a removed name stay while a connection of its time still counts.
     pub fn forget_unused(&self) {
         self.listeners.forget_unused();
         self.rules.forget_unused();
@@ -175,6 +180,10 @@ impl<K: Ord + Clone, T: Default> Named<K, T> {
         Arc::clone(cells.entry(key).or_insert_with(|| Arc::new(PerWorker::new(self.workers))))
     }
 
+    fn known(&self, key: &K) -> Option<Arc<PerWorker<T>>> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(Arc::clone)
+    }
+
     fn forget_unused(&self) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         cells.retain(|_, cells| Arc::strong_count(cells) > 1);
@@ -198,6 +207,7 @@ mod tests {
         assert_eq!(registry.listener("mysql").sum(|cells| cells.accepted.value()), 0);
         registry.rule("geo", RuleAction::ShadowDeny).at(0).connections.add(1);
         assert_eq!(registry.rule("geo", RuleAction::Deny).at(0).connections.value(), 0);
+        assert_eq!((registry.rules_of("geo").count(), registry.rules_of("gone").count()), (2, 0));
     }
 
     #[test]
