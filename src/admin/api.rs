@@ -138,6 +138,7 @@ impl IntoResponse for Refused {
         let (status, error) = match self {
             Self::Unknown(error) => (StatusCode::NOT_FOUND, error),
             Self::Invalid(error) => (StatusCode::BAD_REQUEST, error),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping".to_owned()),
         };
         answer(status, &Refusal { error })
     }

@@ -20,12 +20,12 @@ use crate::{
     backend::{Backend, Health},
     config::{Role, diagnostic},
     crew::Crew,
-    drain::inquiry::{ConnectionId, Filter},
+    drain::inquiry::{Answers, ConnectionId, Filter},
     frontend::Frontend,
     health::{Report, checker::tell_mode},
     moment::Moment,
     pool::{Mode, Pool},
-    running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
+    running::{Counter, LastReload, Live, Running, Stopping, Task, Verdict, Who},
     site::Site,
     sys::clock,
 };
@@ -50,6 +50,8 @@ pub enum Refused {
     Unknown(String),
     /// The request makes no sense.
     Invalid(String),
+    /// The process is about to end, and nothing is changed any more.
+    Stopping,
 }
 
 impl Control {
@@ -84,7 +86,7 @@ impl Control {
         let who = Who::Operator { uid: peer.uid, pid: peer.pid };
         let is_plan = matches!(task, Task::Plan { .. });
         let verdict = self.counter.order(who, task).await;
-        let verdict = verdict.map_err(|_| Refused::Invalid("the process is stopping".to_owned()))?;
+        let verdict = verdict.map_err(|Stopping| Refused::Stopping)?;
         let Verdict { accepted, differences, needs_restart, diagnostics, source } = verdict;
         let result = match (accepted, is_plan) {
             (false, _) => "refused",
@@ -122,7 +124,7 @@ impl Control {
     /// The connections that are meant, the oldest first.
     pub async fn connections(&self, which: &Which) -> Result<Connections, Refused> {
         let most = which.limit.unwrap_or(DESCRIBED).min(MOST_DESCRIBED);
-        let mut answers = self.crew.ask(&self.filter(which)?, false, most).await;
+        let mut answers = self.ask(which, false, most).await?;
         answers.sights.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
         Ok(Connections { total: answers.matched, connections: answers.sights })
     }
@@ -134,7 +136,7 @@ impl Control {
                 "which connections? give an id, a listener, a client or a backend".to_owned(),
             ));
         }
-        let ended = self.crew.ask(&self.filter(which)?, true, 0).await.matched;
+        let ended = self.ask(which, true, 0).await?.matched;
         match &which.id {
             Some(id) if ended == 0 => Err(Refused::Unknown(format!("no connection has the id `{id}`"))),
             _ => Ok(ended),
@@ -179,31 +181,44 @@ impl Control {
         Ok(Changed { pool: pool.name.to_string(), backend })
     }
 
-    fn filter(&self, which: &Which) -> Result<Filter, Refused> {
-        let running = self.live.running();
-        let site = &running.site;
-        let mut filter = Filter::default();
-        if let Some(id) = &which.id {
-            let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
-            filter.id = Some(ConnectionId::parse(id).ok_or_else(unknown)?);
+    /// Asks those that are meant. A name that the configuration does not have is still one while somebody has it.
+    async fn ask(&self, which: &Which, ends: bool, most: usize) -> Result<Answers, Refused> {
+        let filter = filter(which)?;
+        let answers = self.crew.ask(&filter, ends, most).await;
+        if answers.matched == 0 {
+            known(&self.live.running().site, which)?;
         }
-        if let Some(client) = &which.client {
-            let reason = |error| Refused::Invalid(format!("`{client}` is no address and no network: {error}"));
-            filter.client = Some(client.parse().map_err(reason)?);
-        }
-        if let Some(name) = &which.listener {
-            let known: Vec<_> = site.frontends.iter().map(|frontend| &*frontend.name).collect();
-            filter.listener = Some(known_name("listener", name, &known)?);
-        }
-        match which.backend.as_deref().map(|name| (name, name.contains('/'))) {
-            Some((name, true)) => {
-                let (pool, backend) = find(site, name)?;
-                (filter.pool, filter.backend) = (Some(pool.name.to_string()), Some(backend.name.to_string()));
-            }
-            Some((name, false)) => filter.pool = Some(find_pool(site, name)?.name.to_string()),
-            None => {}
-        }
-        Ok(filter)
+        Ok(answers)
+    }
+}
+
+fn filter(which: &Which) -> Result<Filter, Refused> {
+    let mut filter = Filter { listener: which.listener.clone(), ..Filter::default() };
+    if let Some(id) = &which.id {
+        let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
+        filter.id = Some(ConnectionId::parse(id).ok_or_else(unknown)?);
+    }
+    if let Some(client) = &which.client {
+        let reason = |error| Refused::Invalid(format!("`{client}` is no address and no network: {error}"));
+        filter.client = Some(client.parse().map_err(reason)?);
+    }
+    if let Some(name) = &which.backend {
+        let (pool, backend) = name.split_once('/').map_or((&**name, None), |(pool, backend)| (pool, Some(backend)));
+        (filter.pool, filter.backend) = (Some(pool.to_owned()), backend.map(str::to_owned));
+    }
+    Ok(filter)
+}
+
+/// Whether the configuration has the names.
+fn known(site: &Site, which: &Which) -> Result<(), Refused> {
+    if let Some(name) = &which.listener {
+        let known: Vec<_> = site.frontends.iter().map(|frontend| &*frontend.name).collect();
+        known_name("listener", name, &known)?;
+    }
+    match &which.backend {
+        Some(name) if name.contains('/') => find(site, name).map(drop),
+        Some(name) => find_pool(site, name).map(drop),
+        None => Ok(()),
     }
 }
 
