@@ -7,6 +7,7 @@ mod reload;
 mod workers;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -31,7 +32,7 @@ use crate::{
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
-    ports::{self, Port},
+    ports::{self, Passed, Port},
     running::{Counter, Live, Running},
     service,
     site::Site,
@@ -92,7 +93,8 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
     let site = Site::build(&loaded, limits.connections, provider, &registry, None)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
-    let ports = ports::bind(config, sockets, ports::passed())?;
+    let passed = Passed::take();
+    let ports = ports::bind(config, sockets, &passed)?;
     let (admin_listener, admin_address) = bind_admin(config)?;
     let admin_socket = bind_socket(config)?;
     let (log, guard) = start_log(&config.log, &registry)?;
@@ -126,8 +128,19 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
     admin_tasks.push(tokio::spawn(watch(Arc::clone(&live), counter.clone(), options.read_at)));
     let (retire, retired) = oneshot::channel();
     let (live_, provider) = (Arc::clone(&live), Arc::clone(provider));
-    let governor =
-        Governor { live: live_, started, ports, sockets, limits, provider, registry, crew, admin: Arc::clone(&admin) };
+    let governor = Governor {
+        live: live_,
+        started,
+        ports,
+        swapped: Arc::default(),
+        passed,
+        sockets,
+        limits,
+        provider,
+        registry,
+        crew,
+        admin: Arc::clone(&admin),
+    };
     let governing = tokio::spawn(governor.govern(orders, retired));
     Ok(Gate {
         limits,
@@ -152,7 +165,12 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>) -> admin::State {
         allow: ArcSwap::from_pointee(allow),
         hosts: Vec::new(),
         ready: AtomicBool::new(false),
-        metrics: Box::new(move |format| render(&registry, &live.running().site.gauges(), format)),
+        metrics: Box::new(move |format| {
+            let text = render(&registry, &live.running().site.gauges(), format);
+            // What the last connection of a removed name has counted is shown once before it goes.
+            registry.forget_unused();
+            text
+        }),
     }
 }
 
@@ -164,10 +182,13 @@ fn watch_backends(
     old: Option<&Running>,
 ) -> (Checkers, FirstVerdicts) {
     let crew = Arc::clone(crew);
+    let before: HashMap<_, _> =
+        old.iter().flat_map(|old| &old.loaded.config.pools).map(|one| (&*one.name, one)).collect();
     let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
     let pools = pools.map(|((pool, config), materials)| {
         let mut files = config.check.iter().flat_map(config::Check::files);
-        let is_same = old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
+        let is_same = before.get(&*config.name).is_some_and(|before| before.check == config.check)
+            && old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
         Watched { pool: Arc::clone(pool), config, materials, is_same }
     });
     let close = Arc::new(move |backend: &Backend| crew.tell(|| Command::EndBackend(backend.id)));

@@ -25,6 +25,8 @@ use crate::address::canonical;
 pub struct Bound {
     socket: socket2::Socket,
     address: SocketAddr,
+    /// Somebody else keeps it open for the next process.
+    is_lent: bool,
 }
 
 /// A worker's view of a [`Bound`] socket.
@@ -45,7 +47,7 @@ impl Bound {
         socket.bind(&address.into())?;
         socket.listen(backlog)?;
         let address = socket.local_addr()?.as_socket().unwrap_or(address);
-        Ok(Self { socket, address })
+        Ok(Self { socket, address, is_lent: false })
     }
 
     /// A socket that somebody else has bound. `None`: it is no listening TCP socket.
@@ -56,7 +58,9 @@ impl Bound {
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
-        Ok(Some(Self { socket, address: canonical(address) }))
+        // What another process may have left on it turns away whoever comes. There is an error if that is nothing.
+        let _ = socket.detach_filter();
+        Ok(Some(Self { socket, address: canonical(address), is_lent: true }))
     }
 
     /// Whether the address is free, without taking it: nobody can connect in between.
@@ -80,7 +84,8 @@ impl Bound {
     }
 
     /// Lets nobody begin a connection any more; those who have begun one still get it. For a socket that is about to be
-    /// closed: what the kernel has answered and we have not accepted would be reset.
+    /// closed: what the kernel has answered and we have not accepted would be reset. One that somebody else keeps open resets
+    /// nobody, and would turn the clients of the next process away too: it stays as it is.
     pub fn turn_away(&self) -> io::Result<()> {
         // A filter of a TCP socket sees the TCP header. The byte at 13 holds the flags: SYN without ACK is a beginning.
         const FLAGS: u32 = 13;
@@ -90,6 +95,9 @@ impl Bound {
         const AND: u16 = 0x54;
         const JUMP_IF_EQUAL: u16 = 0x15;
         const RETURN: u16 = 0x06;
+        if self.is_lent {
+            return Ok(());
+        }
         self.socket.attach_filter(&[
             SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
             SockFilter::new(AND, 0, 0, SYN_AND_ACK),
@@ -175,4 +183,25 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 #[must_use]
 pub fn is_out_of_memory(error: &io::Error) -> bool {
     error.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|code| matches!(code, Errno::NOBUFS | Errno::NOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, time::Duration};
+
+    use super::*;
+
+    /// A filter belongs to the socket and not to the process: the next one would never see a client.
+    #[test]
+    fn who_was_lent_a_socket_turns_nobody_away() {
+        let comes = |bound: &Bound| TcpStream::connect_timeout(&bound.address(), Duration::from_millis(300)).is_ok();
+        let own = Bound::listen(([127, 0, 0, 1], 0).into(), false, false, 16).unwrap();
+        let lent = Bound::passed(own.duplicate().unwrap()).unwrap().unwrap();
+        lent.turn_away().unwrap();
+        assert!(comes(&own));
+        own.turn_away().unwrap();
+        assert!(!comes(&own));
+        drop(Bound::passed(own.duplicate().unwrap()));
+        assert!(comes(&own), "whoever has it next undoes that");
+    }
 }

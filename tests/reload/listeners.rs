@@ -148,6 +148,32 @@ fn a_new_address_is_bound_before_anything_changes() {
     gate.finish();
 }
 
+/// A socket of our own in the way is called that, by `plan` and by `reload`, and the way out is one.
+#[test]
+fn a_bind_that_overlaps_one_of_our_own_says_so() {
+    let backend = Backend::named("a");
+    let port = free_address().port();
+    let (one, all) = (SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([0, 0, 0, 0], port)));
+    let six = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    for (now, next) in [(one, all), (all, one), (six, all)] {
+        let gate = start(&(site(&[("a", &backend)]) + &listener("x", now)));
+        edit(&gate, &now.to_string(), &next.to_string());
+        let said = refused(&gate);
+        assert!(said.contains("E108") && said.contains(&format!("listens on {now} itself, as `x`")), "{said}");
+        assert!(said.contains("reload again") && !said.contains("another process"), "{said}");
+        let plan = super::run(&gate, &["plan"]);
+        assert_eq!(plan.code, Some(3), "{}", plan.stderr);
+        assert_eq!(ask(one), "a");
+        // As it says.
+        edit(&gate, &listener("x", next), "");
+        reload(&gate);
+        append(&gate, &listener("x", next));
+        reload(&gate);
+        assert_eq!(ask(one), "a");
+        gate.finish();
+    }
+}
+
 /// A5: an address is given up and taken again under load: nobody who gets a connection loses it.
 #[test]
 fn a5_a_removed_listener_is_accepted_empty_before_it_is_closed() {

@@ -3,6 +3,7 @@
 mod knowledge;
 mod load;
 mod listeners;
+mod passed;
 mod refused;
 mod verdicts;
 mod watch;
