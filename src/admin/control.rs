@@ -25,7 +25,7 @@ use crate::{
     health::{Report, checker::tell_mode},
     moment::Moment,
     pool::{Mode, Pool},
-    running::{Counter, LastReload, Live, Running, Stopping, Task, Verdict, Who},
+    running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
     site::Site,
     sys::clock,
 };
@@ -50,7 +50,7 @@ pub enum Refused {
     Unknown(String),
     /// The request makes no sense.
     Invalid(String),
-    /// The process is about to end, and nothing is changed any more.
+    /// The process is stopping, so nothing is changed any more.
     Stopping,
 }
 
@@ -86,7 +86,7 @@ impl Control {
         let who = Who::Operator { uid: peer.uid, pid: peer.pid };
         let is_plan = matches!(task, Task::Plan { .. });
         let verdict = self.counter.order(who, task).await;
-        let verdict = verdict.map_err(|Stopping| Refused::Stopping)?;
+        let verdict = verdict.map_err(|_| Refused::Stopping)?;
         let Verdict { accepted, differences, needs_restart, diagnostics, source } = verdict;
         let result = match (accepted, is_plan) {
             (false, _) => "refused",

@@ -66,7 +66,7 @@ impl Target {
         let body = serde_json::to_vec(request).context("cannot write the request")?;
         let (status, answer) = self.ask(Method::POST, path, body.into(), ORDER_PATIENCE)?;
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            eprintln!("refused: {}", refusal(status, &answer));
+            eprintln!("error: the process is stopping");
             return Err(Failure::Kept);
         }
         if status != StatusCode::CONFLICT && !status.is_success() {
@@ -127,12 +127,8 @@ impl Target {
 }
 
 fn no_answer(status: StatusCode, answer: &[u8]) -> Failure {
-    Failure::Other(anyhow!(refusal(status, answer)))
-}
-
-fn refusal(status: StatusCode, answer: &[u8]) -> String {
     let refusal = serde_json::from_slice(answer).map(|Refusal { error }| error);
-    refusal.unwrap_or_else(|_| format!("the process answers {status}"))
+    Failure::Other(anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}"))))
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {

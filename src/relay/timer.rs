@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::End;
+use super::{End, PATIENCE};
 use crate::alarm::{Alarm, TICK};
 use crate::sys::{
     clock::{self, Moment},
@@ -14,6 +14,9 @@ use crate::sys::{
 
 /// A relay that is older than this is worth the calls that make the kernel look for vanished peers (traps R9).
 const YOUNG: Duration = Duration::from_mins(1);
+
+/// The kernel ends nobody to whom we are about to say goodbye.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Limits on silence and age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +86,9 @@ impl<'a> Timer<'a> {
             }
             if !self.expects {
                 self.expects = true;
-                for socket in sockets {
-                    socket.expect_presence(self.timeouts.idle);
-                }
+                // Who does not read for so long is ended by us, and still gets what the kernel holds for it.
+                let silence = self.timeouts.idle + PATIENCE + SLACK;
+                sockets.iter().for_each(|socket| socket.expect_presence(silence));
             }
             let unconfirmed = sockets.iter().filter_map(|socket| socket.unconfirmed().ok()).sum();
             if let Err(end) = self.look(clock::coarse(), unconfirmed) {

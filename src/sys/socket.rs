@@ -231,10 +231,10 @@ impl Socket {
         let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
 
-    /// Has the kernel end a connection whose peer is gone; `idle` is how long both sides may be silent.
-    pub fn expect_presence(&self, idle: Duration) {
+    /// Has the kernel end a connection whose peer is gone; `silence` is how long it may confirm nothing.
+    pub fn expect_presence(&self, silence: Duration) {
         // Without it the relay's own limit on silence is left.
-        let _ = presence::expect(&self.fd, idle);
+        let _ = presence::expect(&self.fd, silence);
     }
 
     /// Bytes (and an unacknowledged FIN) that the peer's host has not confirmed (`SIOCOUTQ`, tcp(7)).

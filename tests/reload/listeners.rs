@@ -174,6 +174,55 @@ fn a_bind_that_overlaps_one_of_our_own_says_so() {
     }
 }
 
+/// What is gone from the configuration and still has connections is found by its name, as long as it has some.
+#[test]
+fn connections_of_what_is_gone_are_listed_and_ended_by_name() {
+    let (a, b) = (Backend::echo(), Backend::echo());
+    let address = free_address();
+    let gone = super::member("b", b.address).replace("pool.web", "pool.old");
+    let gone =
+        format!("[listener.x]\nbind = \"{address}\"\npool = \"old\"\n[pool.old]\n{gone}").replace("[pool.old]\n[", "[");
+    let gate = start(&(site(&[("a", &a)]) + &gone));
+    let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
+    clients.iter_mut().for_each(|client| exchange(client, b"before"));
+    edit(&gate, &gone, "");
+    reload(&gate);
+    let count = |words: &[&str]| json(&gate, &[&["conns"], words].concat())["total"].as_u64();
+    assert_eq!((count(&["--listener", "x"]), count(&["--backend", "old/b"])), (Some(3), Some(3)));
+    let first = json(&gate, &["conns"])["connections"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(super::run(&gate, &["kill", &first]).code, Some(0));
+    gate.wait_outcome("killed", 1);
+    assert_eq!(super::run(&gate, &["kill", "--backend", "old"]).code, Some(0));
+    gate.wait_outcome("killed", 3);
+    for words in [["--listener", "x"], ["--backend", "old/b"], ["--backend", "old"]] {
+        let nobody = super::run(&gate, &[&["conns"], &words[..]].concat());
+        assert_eq!(nobody.code, Some(1), "{}", nobody.stdout);
+        assert!(nobody.stderr.contains("is called"), "{}", nobody.stderr);
+    }
+    drop(clients);
+    gate.finish();
+}
+
+/// A reload that has changed what runs is told so, also when the process begins to stop in the next moment.
+#[test]
+fn what_was_applied_is_told_when_the_process_stops_meanwhile() {
+    let backend = Backend::named("a");
+    for _ in 0..times(2, 20) {
+        let address = free_address();
+        let mut gate = start(&(site(&[("a", &backend)]) + &listener("x", address)));
+        edit(&gate, &listener("x", address), "");
+        let words = ["reload", "--config", "sluicegate.toml"];
+        let asking = crate::support::Process::start(&words, gate.directory.path());
+        wait_until(SOON, "the change", || !messages(&gate, "no longer listening").is_empty());
+        gate.process.signal(Signal::TERM);
+        let ended = asking.ended(SOON);
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+        assert_eq!(messages(&gate, "configuration reloaded").len(), 1);
+        gate.ended();
+    }
+}
+
 /// A5: an address is given up and taken again under load: nobody who gets a connection loses it.
 #[test]
 fn a5_a_removed_listener_is_accepted_empty_before_it_is_closed() {

@@ -1,9 +1,10 @@
 //! Reload and plan: the configuration of a running process is replaced as a whole, or not at all.
 
 mod knowledge;
-mod load;
 mod listeners;
+mod load;
 mod passed;
+mod plan;
 mod refused;
 mod verdicts;
 mod watch;

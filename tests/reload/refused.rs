@@ -9,14 +9,16 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use super::{append, edit, json, messages, path, refused, reload, reloads, run, site, start, times};
 use crate::support::{
-    Authority, Backend, WebServer,
+    Authority, Backend, SOON, WebServer,
     client::{ask, connect_tls, exchange},
     gate::{https, pool, tcp, word},
     load::{Load, faults},
+    wait_until,
 };
 
 /// S6, L4: whatever is wrong, the old configuration serves as if nothing had happened.
@@ -180,12 +182,21 @@ fn l3_a_bad_certificate_is_refused_and_the_old_one_is_served() {
 #[test]
 fn t15_an_expired_certificate_does_not_stop_other_changes() {
     let backend = Backend::echo();
-    let text = https("") + &pool("", &[backend.address]);
-    let gate = start(&text);
-    let folder = gate.directory.path();
-    Authority::write(folder, "old", &Authority::expired_leaf(&["foobar.com"]));
+    let gate = super::plan(&(https("") + &pool("", &[backend.address])));
+    Authority::write(gate.path(), "foobar.com", &Authority::leaf_for(&["foobar.com"], Duration::from_secs(3)));
+    let begin = Instant::now();
+    let gate = gate.start();
+    Authority::write(gate.directory.path(), "old", &Authority::expired_leaf(&["foobar.com"]));
     edit(&gate, "certificates = [", "certificates = [{ cert = \"old.pem\", key = \"old.key\" }, ");
     assert!(refused(&gate).contains("E106"));
+    edit(&gate, "{ cert = \"old.pem\", key = \"old.key\" }, ", "");
+    wait_until(SOON, "the end of the certificate", || {
+        begin.elapsed() > Duration::from_secs(4) && run(&gate, &["check"]).code == Some(1)
+    });
+    append(&gate, "[timeouts]\nidle = \"7s\"\n");
+    let ended = run(&gate, &["reload"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("warning[W101]") && ended.stdout.contains("timeouts.idle"), "{ended:?}");
     gate.finish();
 }
 
