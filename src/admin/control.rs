@@ -10,6 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 
 use super::{
     State,
@@ -30,6 +31,9 @@ use crate::{
     sys::clock,
 };
 
+/// Orders that wait or are carried out.
+const MOST_ORDERS: usize = 8;
+
 /// Connections that are described unless a limit is given, and at most.
 const DESCRIBED: usize = 1_000;
 const MOST_DESCRIBED: usize = 100_000;
@@ -40,6 +44,8 @@ pub struct Control {
     crew: Arc<Crew>,
     live: Arc<Live>,
     counter: Counter,
+    /// Fewer than the connections of the socket: who waits for a reload keeps nobody else out.
+    orders: Semaphore,
     started: Instant,
 }
 
@@ -52,12 +58,14 @@ pub enum Refused {
     Invalid(String),
     /// The process is stopping, so nothing is changed any more.
     Stopping,
+    /// So many orders wait already.
+    Busy(usize),
 }
 
 impl Control {
     pub fn new(state: &Arc<State>, crew: &Arc<Crew>, live: &Arc<Live>, counter: Counter) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
-        Self { state, crew, live, counter, started: Instant::now() }
+        Self { state, crew, live, counter, orders: Semaphore::new(MOST_ORDERS), started: Instant::now() }
     }
 
     pub fn status(&self) -> answers::Status {
@@ -83,6 +91,7 @@ impl Control {
 
     /// Has the configuration read again, or told what that would do.
     pub async fn order(&self, peer: Peer, task: Task, styled: bool) -> Result<answers::Reloaded, Refused> {
+        let Ok(_seat) = self.orders.try_acquire() else { return Err(Refused::Busy(MOST_ORDERS)) };
         let who = Who::Operator { uid: peer.uid, pid: peer.pid };
         let is_plan = matches!(task, Task::Plan { .. });
         let verdict = self.counter.order(who, task).await;

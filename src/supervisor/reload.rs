@@ -47,14 +47,18 @@ impl Governor {
         let limits = self.limits.after(&loaded.config)?;
         let site = Site::build(&loaded, limits.connections, &self.provider, &self.registry, Some(&old.site))
             .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+        // What is refused is refused at once.
+        ports::try_more(&loaded.config, &self.ports, &self.passed)?;
+        let (checkers, first) = watch_backends(&loaded, &site, (&self.registry, &self.crew), Some(&old));
+        wait_for(first).await;
+        // From here on to the change there is no pause: who came to a new address while one waits, and the process stops,
+        // would be reset.
         let ports = ports::bind_more(&loaded.config, self.sockets, &self.ports, &self.passed)?;
         let is_new = |port: &&Port| self.ports.iter().all(|old| old.id != port.id);
         let sockets = (0..self.limits.workers).map(|worker| duplicates(worker, ports.iter().filter(is_new)));
         let sockets = sockets
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| vec![cannot_start("a new listening socket cannot be given to the workers", &error)])?;
-        let (checkers, first) = watch_backends(&loaded, &site, (&self.registry, &self.crew), Some(&old));
-        wait_for(first).await;
         Ok(Prepared { loaded, site, ports, sockets, checkers })
     }
 

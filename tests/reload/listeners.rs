@@ -17,7 +17,7 @@ use super::{addresses, append, edit, json, messages, refused, reload, reloads, s
 use crate::support::{
     Backend, SOON,
     client::{self, ask, connect, connect_tls, exchange},
-    gate::{https, word},
+    gate::{https, tcp, word},
     wait_until,
 };
 
@@ -221,6 +221,25 @@ fn what_was_applied_is_told_when_the_process_stops_meanwhile() {
         assert_eq!(messages(&gate, "configuration reloaded").len(), 1);
         gate.ended();
     }
+}
+
+/// An address is bound when nothing is waited for any more: a stop in between resets nobody.
+#[test]
+fn a_new_address_takes_nobody_before_it_serves() {
+    let (backend, mute) = (Backend::named("a"), Backend::stall());
+    let pool = "[pool.web]\ncheck = \"tcp\"\n".to_owned() + &super::member("a", backend.address);
+    let mut gate = super::plan(&(tcp("") + &pool)).checked().start();
+    let address = free_address();
+    let check = "check = { type = \"send_expect\", expect = \"x\", timeout = \"20s\", every = \"30s\" }";
+    let slow = super::member("b", mute.address).replace("pool.web", "pool.slow");
+    append(&gate, &(listener("x", address) + &format!("[pool.slow]\n{check}\n{slow}")));
+    gate.process.signal(Signal::HUP);
+    wait_until(SOON, "the first question to the new backend", || mute.accepted() > 0);
+    assert!(TcpStream::connect(address).is_err(), "it is not open yet");
+    gate.process.signal(Signal::TERM);
+    assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+    assert!(messages(&gate, "configuration reloaded").is_empty());
+    gate.ended();
 }
 
 /// A5: an address is given up and taken again under load: nobody who gets a connection loses it.
