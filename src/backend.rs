@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     config,
     metrics::{BackendCells, PerWorker},
@@ -56,6 +58,14 @@ pub struct Backend {
     failures: AtomicU32,
     /// It was ejected, and no connect has succeeded since.
     was_ejected: AtomicBool,
+}
+
+/// The moments of a backend as milliseconds of the monotonic clock, 0 for none: what a process tells the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamps {
+    ejected_until: u64,
+    warm_since: u64,
+    was_ejected: bool,
 }
 
 /// How much of its share a backend takes that has just begun, in parts of `u32::MAX`.
@@ -133,6 +143,21 @@ impl Backend {
     /// Whether failed connects of real traffic keep it out now.
     pub fn is_ejected(&self, now: Moment) -> bool {
         self.ejected_until.read().is_some_and(|until| now < until)
+    }
+
+    pub fn stamps(&self) -> Stamps {
+        Stamps {
+            ejected_until: self.ejected_until.read().map_or(0, Moment::as_millis),
+            warm_since: self.warm_since.read().map_or(0, Moment::as_millis),
+            was_ejected: self.was_ejected.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Goes on with an ejection and a slow start that began in the process before this one.
+    pub fn recall(&self, stamps: Stamps) {
+        self.ejected_until.0.store(stamps.ejected_until, Ordering::Relaxed);
+        self.warm_since.0.store(stamps.warm_since, Ordering::Relaxed);
+        self.was_ejected.store(stamps.was_ejected, Ordering::Relaxed);
     }
 
     /// Connections that are relayed or being made.

@@ -39,7 +39,7 @@ pub enum Command {
     /// Accepts no more, ends its connections, then itself.
     Stop,
     /// Accepts no more and leaves its connections this long to end by themselves, then ends as `Stop` does.
-    Drain(Duration),
+    Drain(Departing),
     /// Asks its connections who they are.
     Ask(Box<Question>),
     /// Sends something back, to say that it does what it is told.
@@ -61,6 +61,14 @@ pub struct Arrangement {
     pub frontends: Vec<(ports::Id, Arc<Frontend>)>,
     /// Dropped when all of it is done.
     pub settled: mpsc::Sender<()>,
+}
+
+/// How a worker leaves.
+#[derive(Debug, Clone)]
+pub struct Departing {
+    pub patience: Duration,
+    /// Ports that another process has too: who waits there is left to it.
+    pub given: Arc<[ports::Id]>,
 }
 
 /// A question to the connections of one worker.
@@ -104,6 +112,13 @@ pub struct Crew {
 pub fn channel() -> (Handle, Inbox) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (Handle(Arc::new(Line { sender, waiting: AtomicU64::new(0) })), Inbox(receiver))
+}
+
+impl Departing {
+    /// With every port closed, and every connection ended.
+    pub fn at_once() -> Self {
+        Self { patience: Duration::ZERO, given: Arc::default() }
+    }
 }
 
 impl Crew {

@@ -44,7 +44,9 @@ pub mod running;
 pub mod expiry;
 pub mod watch;
 pub mod admin;
+pub mod doors;
 pub mod service;
+pub mod upgrade;
 // floor 5: the process.
 pub mod supervisor;
 pub mod cli;

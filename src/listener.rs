@@ -59,6 +59,12 @@ impl Door {
         self.frontend.replace(frontend);
     }
 
+    /// Accepts no more and leaves who waits to another process, which has the same socket.
+    pub fn leave(self) {
+        // Between an accept and the service of the client nothing is waited for, so nobody is lost here.
+        self.accepting.abort();
+    }
+
     /// Accepts no more. Who has been connected by the kernel is still served (traps A5, L8); when that is done, `closed` is
     /// dropped.
     pub fn close<T: 'static>(self, closed: T) {

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,9 +30,9 @@ pub struct Port {
     pub listener: Arc<str>,
     pub address: SocketAddr,
     /// As it is written: the port may be 0.
-    bind: SocketAddr,
+    pub bind: SocketAddr,
     v6_only: bool,
-    /// One that all workers share, or one for each.
+    /// One that all workers share, or one for each. An upgrade may leave more or fewer of them than there are workers.
     sockets: Arc<[Bound]>,
 }
 
@@ -43,6 +44,17 @@ pub struct Passed(Vec<Arc<[Bound]>>);
 /// Which port it is: no two of a process ever share one, not even one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Id(u64);
+
+/// The sockets of one bind that the process before this one has given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its place among all that were given.
+    pub place: usize,
+    pub listener: String,
+    /// As written for that process.
+    pub bind: SocketAddr,
+    pub sockets: Vec<Bound>,
+}
 
 impl Port {
     fn new(listener: &str, bind: SocketAddr, v6_only: bool, sockets: Arc<[Bound]>) -> Self {
@@ -57,9 +69,14 @@ impl Port {
         }
     }
 
-    /// The socket of worker number `worker`.
-    pub fn socket(&self, worker: usize) -> Option<&Bound> {
-        self.sockets.get(worker).or(self.sockets.first())
+    /// The sockets that worker number `worker` of so many accepts from. Each socket has somebody.
+    pub fn sockets_of(&self, worker: usize, workers: usize) -> impl Iterator<Item = &Bound> {
+        self.sockets.iter().skip(worker % self.sockets.len().max(1)).step_by(workers.max(1))
+    }
+
+    /// All of them.
+    pub fn sockets(&self) -> &[Bound] {
+        &self.sockets
     }
 
     /// Lets nobody begin a connection any more.
@@ -68,6 +85,11 @@ impl Port {
             // Without it a client may still come in the moment between the last accept and the close.
             let _ = socket.turn_away();
         }
+    }
+
+    /// Whether the service manager has bound it.
+    pub fn is_passed(&self) -> bool {
+        self.sockets.iter().all(Bound::is_lent)
     }
 
     /// Whether a socket of that address would take clients of this one.
@@ -84,14 +106,22 @@ impl Port {
 }
 
 impl Passed {
-    /// What this process was started with, the first time it is asked.
+    /// What the service manager has given to this process, the first time it is asked.
     pub fn take() -> Self {
         let sockets = passed::take().and_then(|fds| fds.into_iter().map(Bound::passed).collect::<io::Result<Vec<_>>>());
         let sockets = sockets.unwrap_or_else(|error| {
             warn!(%error, "the sockets that the service manager passes cannot be used");
             Vec::new()
         });
-        Self(sockets.into_iter().flatten().map(|socket| Arc::from([socket])).collect())
+        Self::new(sockets.into_iter().flatten())
+    }
+
+    pub fn new(sockets: impl IntoIterator<Item = Bound>) -> Self {
+        Self(sockets.into_iter().map(|socket| Arc::from([socket])).collect())
+    }
+
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().flat_map(|sockets| sockets.iter()).map(AsFd::as_fd)
     }
 
     /// Of this address, as it is written; one, however many workers there are.
@@ -104,11 +134,25 @@ impl Passed {
     }
 }
 
-/// Binds every address, with `sockets` of each, or takes the one that is among `passed`. Every failure is told, not only the
-/// first.
-pub fn bind(config: &Config, sockets: usize, passed: &Passed) -> Result<Vec<Port>, Vec<Diagnostic>> {
-    let ports = bind_more(config, sockets, &[], passed)?;
-    for address in passed.addresses().filter(|address| ports.iter().all(|port| port.bind != *address)) {
+/// Binds every address, with `sockets` of each, or takes what is among `inherited` or `passed`; what is not needed stays
+/// there. Every failure is told, not only the first.
+///
+/// An inherited port gets no further sockets, however many workers there are: if this process fails before it serves, clients
+/// in their queues would be reset.
+pub fn bind(
+    config: &Config,
+    sockets: usize,
+    passed: &Passed,
+    inherited: &mut Vec<Inherited>,
+) -> Result<Vec<Port>, Vec<Diagnostic>> {
+    let ports = each_bind(config, &[], |listener, bind, v6_only| {
+        let sockets = match inherit(inherited, listener, bind) {
+            Some(sockets) => sockets.into(),
+            None => passed_or_bound(bind, v6_only, sockets, passed)?,
+        };
+        Ok(Port::new(listener, bind, v6_only, sockets))
+    })?;
+    for address in passed.addresses().filter(|address| ports.iter().all(|port| port.address != *address)) {
         warn!(%address, "the service manager passes a socket that no listener has");
     }
     Ok(ports)
@@ -122,9 +166,7 @@ pub fn bind_more(config: &Config, sockets: usize, old: &[Port], passed: &Passed)
         if let Some(port) = known {
             return Ok(Port { listener: listener.into(), ..port });
         }
-        let sockets =
-            passed.sockets(bind).map_or_else(|| Ok(bind_one(bind, v6_only, sockets)?.into()), Ok::<_, io::Error>)?;
-        Ok(Port::new(listener, bind, v6_only, sockets))
+        Ok(Port::new(listener, bind, v6_only, passed_or_bound(bind, v6_only, sockets, passed)?))
     })
 }
 
@@ -176,6 +218,20 @@ fn each_bind<T>(
         }
     }
     if failures.is_empty() { Ok(done) } else { Err(failures) }
+}
+
+/// The sockets for this bind. Where the kernel chose the port, the listener has to be the same; otherwise it may have another
+/// name now.
+fn inherit(inherited: &mut Vec<Inherited>, listener: &str, bind: SocketAddr) -> Option<Vec<Bound>> {
+    let is_meant = |port: &mut Inherited| {
+        let is_same = port.bind == bind && (bind.port() != 0 || port.listener == listener);
+        is_same || port.sockets.first().is_some_and(|socket| socket.address() == bind)
+    };
+    inherited.extract_if(.., is_meant).next().map(|port| port.sockets)
+}
+
+fn passed_or_bound(bind: SocketAddr, v6_only: bool, sockets: usize, passed: &Passed) -> io::Result<Arc<[Bound]>> {
+    passed.sockets(bind).map_or_else(|| Ok(bind_one(bind, v6_only, sockets)?.into()), Ok)
 }
 
 /// What to do when an address cannot be bound.

@@ -30,6 +30,11 @@ pub fn stopping(connections: u64, patience: Duration) {
     notify(&[NotifyState::Stopping, NotifyState::Status(&status), NotifyState::ExtendTimeoutUsec(limit)]);
 }
 
+/// Another process is the service from now on.
+pub fn succeeded(pid: u32) {
+    notify(&[NotifyState::MainPid(pid), NotifyState::Status("serving")]);
+}
+
 /// For goodbyes and the log after a drain.
 const MARGIN: Duration = Duration::from_secs(10);
 

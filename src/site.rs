@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 
 use crate::{
     backend::Health,
@@ -15,7 +15,7 @@ use crate::{
     },
     pool::{Mode, Pool},
     sys::clock::{self, Moment},
-    tls::{acceptor::Policy, certificates::Certificates},
+    tls::{acceptor::Policy, certificates::Certificates, tickets::Tickets},
 };
 
 /// A configuration that runs.
@@ -159,7 +159,7 @@ fn policy(
     let certificates = Certificates::new(&materials.certificates, tls.strict_sni);
     // Keys of its own: a ticket of one listener is worth nothing at another (traps T4).
     let tickets = old.and_then(|old| old.tickets_for(&certificates));
-    let tickets = tickets.map_or_else(aws_lc_rs::Ticketer::new, Ok)?;
+    let tickets = tickets.map_or_else(|| Tickets::new().map(Arc::new), Ok)?;
     Policy::new(certificates, tls.min_version, &tls.alpn, provider, tickets)
 }
 

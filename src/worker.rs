@@ -17,7 +17,7 @@ use crate::{
     access_log::AccessLog,
     config::ZeroCopy,
     connection::Connection,
-    crew::{Arrangement, Command, Crew, Inbox, Question},
+    crew::{Arrangement, Command, Crew, Departing, Inbox, Question},
     drain::{fade::Fade, inquiry::Inquiry},
     frontend::Frontend,
     listener::Door,
@@ -79,8 +79,8 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
     }
     let _ = ready.send(Ok(()));
     drop(ready);
-    let patience = worker.work_until_told(&mut inbox).await;
-    worker.leave(&mut inbox, patience).await;
+    let departing = worker.work_until_told(&mut inbox).await;
+    worker.leave(&mut inbox, departing).await;
     ticking.abort();
 }
 
@@ -88,38 +88,43 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
 struct Worker {
     local: Rc<Local>,
     crew: Arc<Crew>,
-    doors: HashMap<ports::Id, Door>,
+    /// An inherited port may have several sockets here.
+    doors: HashMap<ports::Id, Vec<Door>>,
 }
 
 impl Worker {
     fn open(&mut self, port: ports::Id, fd: OwnedFd, frontend: Arc<Frontend>) -> io::Result<()> {
         let door = Door::open(Acceptor::new(fd)?, frontend, &self.local, &self.crew);
-        self.doors.insert(port, door);
+        self.doors.entry(port).or_default().push(door);
         Ok(())
     }
 
     /// Does what it is told, until that is to leave: within the time that it gives.
-    async fn work_until_told(&mut self, inbox: &mut Inbox) -> Duration {
+    async fn work_until_told(&mut self, inbox: &mut Inbox) -> Departing {
         while let Some(command) = inbox.next().await {
             match command {
-                Command::Drain(patience) => return patience,
+                Command::Drain(departing) => return departing,
                 Command::Stop => break,
                 Command::Arrange(arrangement) => self.arrange(*arrangement),
                 command => obey(command, &self.local).await,
             }
         }
-        Duration::ZERO
+        Departing::at_once()
     }
 
     fn arrange(&mut self, arrangement: Arrangement) {
         let Arrangement { open, frontends, settled } = arrangement;
-        for (_, door) in self.doors.extract_if(|port, _| frontends.iter().all(|(kept, _)| kept != port)) {
-            door.close(settled.clone());
+        for (_, doors) in self.doors.extract_if(|port, _| frontends.iter().all(|(kept, _)| kept != port)) {
+            for door in doors {
+                door.close(settled.clone());
+            }
         }
         let mut open: HashMap<_, _> = open.into_iter().collect();
         for (port, frontend) in frontends {
-            if let Some(door) = self.doors.get(&port) {
-                door.set_frontend(frontend);
+            if let Some(doors) = self.doors.get(&port) {
+                for door in doors {
+                    door.set_frontend(Arc::clone(&frontend));
+                }
             } else if let Some(fd) = open.remove(&port)
                 && let Err(error) = self.open(port, fd, Arc::clone(&frontend))
             {
@@ -131,10 +136,13 @@ impl Worker {
 
     /// Accepts no more, and waits until the connections have ended: first by themselves, then one after the other, in the end
     /// all at once (traps L8).
-    async fn leave(self, inbox: &mut Inbox, patience: Duration) {
+    async fn leave(self, inbox: &mut Inbox, Departing { patience, given }: Departing) {
         let Self { local, crew: _, doors } = self;
-        for door in doors.into_values() {
-            door.close(());
+        for (port, doors) in doors {
+            let is_given = given.contains(&port);
+            for door in doors {
+                if is_given { door.leave() } else { door.close(()) }
+            }
         }
         let mut departure = Departure::new(patience, &local);
         // Each task holds it: when we are alone, everyone has ended.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here ever makes a worker wait (traps O9): a record goes into a bounded queue or is dropped and counted.
 
+mod line;
 mod record;
 mod writer;
 
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use line::{Line, read_line};
 pub use record::{Record, Seconds, TlsDetails};
 
 use self::writer::Writer;

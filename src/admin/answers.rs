@@ -186,6 +186,15 @@ pub struct Certificate {
     pub days_left: i64,
 }
 
+/// The answer to `POST /upgrade`: the process that serves now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    pub pid: u32,
+    pub version: String,
+    /// The process that answers. It drains.
+    pub before: u32,
+}
+
 /// Every answer that is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::info;
 
 use super::{
@@ -29,6 +29,11 @@ pub struct Peer {
     pub pid: Option<i32>,
 }
 
+/// A request that needs no words.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
 const MAX_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -43,6 +48,7 @@ pub(super) fn router(control: &Arc<Control>) -> Router {
         .route("/backend/drain", post(drain))
         .route("/backend/enable", post(enable))
         .route("/backend/weight", post(weight))
+        .route("/upgrade", post(upgrade))
         .with_state(Arc::clone(control))
 }
 
@@ -91,6 +97,13 @@ async fn enable(Shared(control): Shared<Arc<Control>>, request: Request) -> Resu
 
 async fn weight(Shared(control): Shared<Arc<Control>>, request: Request) -> Result<Response, Refused> {
     change(request, |change| control.set_weight(&change.backend, change.weight)).await
+}
+
+async fn upgrade(Shared(control): Shared<Arc<Control>>, request: Request) -> Result<Response, Refused> {
+    let peer = peer(&request);
+    let Nothing {} = body(request).await?;
+    info!(uid = peer.uid, pid = peer.pid, "operator: upgrade");
+    Ok(answer(StatusCode::OK, &control.upgrade().await?))
 }
 
 /// Changes a backend, and says so in the log.
@@ -142,6 +155,7 @@ impl IntoResponse for Refused {
                 (StatusCode::TOO_MANY_REQUESTS, format!("{orders} reloads or plans wait already: try again"))
             }
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping".to_owned()),
+            Self::Kept(error) => (StatusCode::CONFLICT, error),
         };
         answer(status, &Refusal { error })
     }

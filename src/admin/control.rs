@@ -10,24 +10,24 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     State,
-    answers::{self, Changed, Connections, Which},
+    answers::{self, Changed, Connections, Upgraded, Which},
     api::Peer,
+    names::{filter, find, known},
 };
 use crate::{
     backend::{Backend, Health},
     config::{Role, diagnostic},
     crew::Crew,
-    drain::inquiry::{Answers, ConnectionId, Filter},
+    drain::inquiry::Answers,
     frontend::Frontend,
     health::{Report, checker::tell_mode},
     moment::Moment,
     pool::{Mode, Pool},
     running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
-    site::Site,
     sys::clock,
 };
 
@@ -44,6 +44,9 @@ pub struct Control {
     crew: Arc<Crew>,
     live: Arc<Live>,
     counter: Counter,
+    upgrades: mpsc::Sender<UpgradeOrder>,
+    /// One at a time.
+    upgrading: Semaphore,
     /// Fewer than the connections of the socket: who waits for a reload keeps nobody else out.
     orders: Semaphore,
     started: Instant,
@@ -60,12 +63,31 @@ pub enum Refused {
     Stopping,
     /// So many orders wait already.
     Busy(usize),
+    /// It was tried, or is not possible now: everything is as it was.
+    Kept(String),
 }
 
+/// An upgrade that an operator wants, to be answered.
+pub type UpgradeOrder = oneshot::Sender<Result<Upgraded, String>>;
+
 impl Control {
-    pub fn new(state: &Arc<State>, crew: &Arc<Crew>, live: &Arc<Live>, counter: Counter) -> Self {
+    pub fn new(
+        state: &Arc<State>,
+        crew: &Arc<Crew>,
+        live: &Arc<Live>,
+        (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
+    ) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
-        Self { state, crew, live, counter, orders: Semaphore::new(MOST_ORDERS), started: Instant::now() }
+        Self {
+            state,
+            crew,
+            live,
+            counter,
+            upgrades,
+            upgrading: Semaphore::new(1),
+            orders: Semaphore::new(MOST_ORDERS),
+            started: Instant::now(),
+        }
     }
 
     pub fn status(&self) -> answers::Status {
@@ -172,6 +194,19 @@ impl Control {
         }
     }
 
+    /// Has a new process take the place of this one.
+    pub async fn upgrade(&self) -> Result<Upgraded, Refused> {
+        let kept = |reason: &str| Refused::Kept(reason.to_owned());
+        let Ok(_alone) = self.upgrading.try_acquire() else { return Err(kept("an upgrade is under way")) };
+        let leaving = || kept("this process stops, or another has taken its place");
+        if !self.state.ready.load(Ordering::Relaxed) {
+            return Err(leaving());
+        }
+        let (order, answer) = oneshot::channel();
+        self.upgrades.send(order).await.map_err(|_| leaving())?;
+        answer.await.map_err(|_| leaving())?.map_err(Refused::Kept)
+    }
+
     fn change(
         &self,
         name: &str,
@@ -199,61 +234,6 @@ impl Control {
         }
         Ok(answers)
     }
-}
-
-fn filter(which: &Which) -> Result<Filter, Refused> {
-    let mut filter = Filter { listener: which.listener.clone(), ..Filter::default() };
-    if let Some(id) = &which.id {
-        let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
-        filter.id = Some(ConnectionId::parse(id).ok_or_else(unknown)?);
-    }
-    if let Some(client) = &which.client {
-        let reason = |error| Refused::Invalid(format!("`{client}` is no address and no network: {error}"));
-        filter.client = Some(client.parse().map_err(reason)?);
-    }
-    if let Some(name) = &which.backend {
-        let (pool, backend) = name.split_once('/').map_or((&**name, None), |(pool, backend)| (pool, Some(backend)));
-        (filter.pool, filter.backend) = (Some(pool.to_owned()), backend.map(str::to_owned));
-    }
-    Ok(filter)
-}
-
-/// Whether the configuration has the names.
-fn known(site: &Site, which: &Which) -> Result<(), Refused> {
-    if let Some(name) = &which.listener {
-        let known: Vec<_> = site.frontends.iter().map(|frontend| &*frontend.name).collect();
-        known_name("listener", name, &known)?;
-    }
-    match &which.backend {
-        Some(name) if name.contains('/') => find(site, name).map(drop),
-        Some(name) => find_pool(site, name).map(drop),
-        None => Ok(()),
-    }
-}
-
-/// The backend that `POOL/BACKEND` names.
-fn find<'a>(site: &'a Site, name: &str) -> Result<(&'a Pool, &'a Backend), Refused> {
-    let split = || Refused::Invalid(format!("`{name}` is no POOL/BACKEND"));
-    let (pool, backend) = name.split_once('/').ok_or_else(split)?;
-    let pool = find_pool(site, pool)?;
-    let known: Vec<_> = pool.backends().map(|backend| &*backend.name).collect();
-    let backend = known_name(&format!("backend of pool `{}`", pool.name), backend, &known)?;
-    let found = pool.backends().find(|known| *known.name == *backend);
-    found.map(|found| (pool, &**found)).ok_or(Refused::Unknown(backend))
-}
-
-fn find_pool<'a>(site: &'a Site, name: &str) -> Result<&'a Pool, Refused> {
-    let known: Vec<_> = site.pools.iter().map(|pool| &*pool.name).collect();
-    let name = known_name("pool", name, &known)?;
-    site.pools.iter().find(|pool| *pool.name == *name).map(|pool| &**pool).ok_or(Refused::Unknown(name))
-}
-
-/// The name, if it is one of those that are known.
-fn known_name(what: &str, name: &str, known: &[&str]) -> Result<String, Refused> {
-    if known.contains(&name) {
-        return Ok(name.to_owned());
-    }
-    Err(Refused::Unknown(format!("no {what} is called `{name}`; there are: {}", known.join(", "))))
 }
 
 fn listener(frontend: &Frontend, addresses: &[(Arc<str>, SocketAddr)]) -> answers::Listener {

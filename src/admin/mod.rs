@@ -8,6 +8,7 @@ pub mod answers;
 mod api;
 pub mod control;
 mod guard;
+mod names;
 
 use std::{
     convert::Infallible,
@@ -36,7 +37,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time,
 };
@@ -63,6 +64,35 @@ pub struct State {
     /// Whether new connections are welcome: false before the listeners are open and from the start of a drain.
     pub ready: AtomicBool,
     pub metrics: Scrape,
+    /// Whether the listeners take clients.
+    pub doors: watch::Sender<Doors>,
+    /// A permit for each client that may be inside over TCP.
+    pub seats: Arc<Semaphore>,
+}
+
+impl State {
+    /// Lets nobody in and waits a moment for those that are inside.
+    pub async fn shut(&self) {
+        const MOMENT: Duration = Duration::from_millis(500);
+        self.doors.send_replace(Doors::Shut);
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        let _ = time::timeout(MOMENT, self.seats.acquire_many(all)).await;
+    }
+}
+
+/// As many as may be inside at once.
+pub fn seats() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_CONNECTIONS))
+}
+
+/// Whether the admin listeners take clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doors {
+    Open,
+    /// Who comes waits in the kernel's queue.
+    Shut,
+    /// Another process takes them from now on. Who is inside is answered.
+    Left,
 }
 
 /// A request is short and an answer takes one write: 64 is far beyond every honest use. Operators are fewer.
@@ -125,11 +155,11 @@ impl Door {
         }
     }
 
-    /// Most connections at once.
-    fn seats(&self) -> usize {
+    /// One for each connection at once.
+    fn seats(&self, state: &State) -> Arc<Semaphore> {
         match self {
-            Self::Tcp(..) => MAX_CONNECTIONS,
-            Self::Unix(_) => MAX_OPERATORS,
+            Self::Tcp(..) => Arc::clone(&state.seats),
+            Self::Unix(_) => Arc::new(Semaphore::new(MAX_OPERATORS)),
         }
     }
 
@@ -158,14 +188,23 @@ impl Door {
 }
 
 async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeout: Duration) {
-    let seats = Arc::new(Semaphore::new(door.seats()));
+    let seats = door.seats(&state);
     let reserve = Reserve::watched(door.reserved());
     let mut connections = JoinSet::new();
+    let mut doors = state.doors.subscribe();
     loop {
         while connections.try_join_next().is_some() {}
+        match doors.wait_for(|doors| *doors != Doors::Shut).await.map(|doors| *doors) {
+            Ok(Doors::Open) => {}
+            _ => break,
+        }
         // The seat comes before the accept: who comes when all are taken waits in the kernel's queue, at no cost to us.
         let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
-        let (stream, peer) = match door.accept(&state).await {
+        let accepted = tokio::select! {
+            accepted = door.accept(&state) => accepted,
+            _ = doors.changed() => continue,
+        };
+        let (stream, peer) = match accepted {
             Ok(Some(client)) => client,
             Ok(None) => continue,
             Err(error) if is_out_of_descriptors(&error) && reserve.give_up() => continue,
@@ -183,6 +222,8 @@ async fn serve_door(door: Door, router: Router, state: Arc<State>, header_timeou
             drop(seat);
         });
     }
+    drop(door);
+    while connections.join_next().await.is_some() {}
 }
 
 fn allowed(state: &State, peer: SocketAddr) -> bool {
@@ -261,11 +302,12 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> (StatusCode, &'static str) 
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allow, hosts, ready, metrics: _ } = self;
+        let Self { allow, hosts, ready, metrics: _, doors, seats: _ } = self;
         f.debug_struct("State")
             .field("allow", allow)
             .field("hosts", hosts)
             .field("ready", ready)
+            .field("doors", doors)
             .finish_non_exhaustive()
     }
 }

@@ -28,6 +28,8 @@ fn with_metrics<F: Future<Output = ()>>(
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
+            doors: tokio::sync::watch::channel(super::Doors::Open).0,
+            seats: super::seats(),
             allow: ArcSwap::from_pointee(vec![allow.parse().unwrap()]),
             hosts: Vec::new(),
             ready: AtomicBool::new(false),

@@ -65,10 +65,6 @@ impl Target {
     ) -> Result<(T, String), Failure> {
         let body = serde_json::to_vec(request).context("cannot write the request")?;
         let (status, answer) = self.ask(Method::POST, path, body.into(), ORDER_PATIENCE)?;
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            eprintln!("error: the process is stopping");
-            return Err(Failure::Kept);
-        }
         if status != StatusCode::CONFLICT && !status.is_success() {
             return Err(no_answer(status, &answer));
         }
@@ -128,7 +124,11 @@ impl Target {
 
 fn no_answer(status: StatusCode, answer: &[u8]) -> Failure {
     let refusal = serde_json::from_slice(answer).map(|Refusal { error }| error);
-    Failure::Other(anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}"))))
+    let refusal = anyhow!(refusal.unwrap_or_else(|_| format!("the process answers {status}")));
+    match status {
+        StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => Failure::Kept(Some(refusal)),
+        _ => Failure::Other(refusal),
+    }
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {

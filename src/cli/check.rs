@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{ConfigArgument, Failure, load_file, provider, say};
+use super::{ConfigArgument, Failure, load_file, provider, say, table::count};
 use crate::{
     config::{Config, Role, diagnostic},
     firewall::Action,
-    load::{self, Loaded},
+    load::{self, Loaded, ReadList},
     supervisor::Limits,
 };
 
@@ -30,9 +30,10 @@ fn check_text(arguments: &Arguments) -> Result<(), Failure> {
     let (source, loaded) = load_file(&arguments.config.config, &provider())?;
     Limits::of(&loaded.config).map_err(|errors| Failure::refused(errors, &source))?;
     if arguments.strict && !loaded.warnings.is_empty() {
-        return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len(), "warning"))));
+        return Err(Failure::Other(anyhow::anyhow!("{} and --strict", count(loaded.warnings.len() as u64, "warning"))));
     }
-    say(&format!("ok: {}", summary(&loaded)))
+    let lists = loaded.lists.iter().map(|list| list_line(list) + "\n").collect::<String>();
+    say(&format!("{lists}ok: {}", summary(&loaded)))
 }
 
 fn check_json(arguments: &Arguments) -> Result<(), Failure> {
@@ -45,24 +46,37 @@ fn check_json(arguments: &Arguments) -> Result<(), Failure> {
         }
         Err(error) => (load::Text { path: path.clone(), text: String::new() }, Err(vec![*error])),
     };
-    let (diagnostics, summary) = match result {
-        Ok(loaded) => (loaded.warnings.clone(), Some(summary(&loaded))),
-        Err(errors) => (errors, None),
+    let (diagnostics, summary, lists) = match result {
+        Ok(loaded) => (loaded.warnings.clone(), Some(summary(&loaded)), loaded.lists),
+        Err(errors) => (errors, None, Vec::new()),
     };
     let ok = summary.is_some() && (diagnostics.is_empty() || !arguments.strict);
     let answer = serde_json::json!({
         "ok": ok,
         "summary": summary,
+        "lists": lists,
         "diagnostics": diagnostic::to_json(&diagnostics, &source.path, &source.text),
     });
     say(&answer.to_string())?;
     if ok { Ok(()) } else { Err(Failure::refused(Vec::new(), &source)) }
 }
 
+/// `list deny.txt: 812344 networks; 12 lines repeated, 400 networks inside others`
+fn list_line(list: &ReadList) -> String {
+    let ReadList { path, networks, duplicates, covered } = list;
+    format!(
+        "list {}: {}; {} repeated, {} inside others",
+        path.display(),
+        count(*networks as u64, "network"),
+        count(*duplicates as u64, "line"),
+        count(*covered as u64, "network"),
+    )
+}
+
 /// `2 listeners, 1 pool, 3 backends (active-active), 812344 deny prefixes`
 fn summary(loaded: &Loaded) -> String {
     let config = &loaded.config;
-    let backends = config.pools.iter().map(|pool| pool.backends.len()).sum();
+    let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
     let denied: usize = config
         .firewall
         .rules
@@ -74,9 +88,9 @@ fn summary(loaded: &Loaded) -> String {
     let deny = if denied == 1 { "deny prefix" } else { "deny prefixes" };
     format!(
         "{}, {}, {} ({}), {denied} {deny}",
-        count(config.listeners.len(), "listener"),
-        count(config.pools.len(), "pool"),
-        count(backends, "backend"),
+        count(config.listeners.len() as u64, "listener"),
+        count(config.pools.len() as u64, "pool"),
+        count(backends as u64, "backend"),
         modes(config),
     )
 }
@@ -88,8 +102,4 @@ fn modes(config: &Config) -> String {
     };
     let modes: BTreeSet<_> = config.pools.iter().map(mode).collect();
     modes.into_iter().collect::<Vec<_>>().join(" and ")
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -48,7 +48,7 @@ pub(super) fn demo(arguments: &Arguments) -> Result<(), Failure> {
     let provider = provider();
     let loaded = load_text(&source, &provider)?;
     let text = source.text.clone();
-    run::serve(&source, loaded, Options::default(), &provider, |gate| {
+    run::serve(&source, loaded, Options::default(), (&provider, None), |gate| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "# The configuration that runs:\n{text}")?;
         writeln!(out, "# Lines to paste into another terminal:\n{}", lines_to_paste(gate, &cert)?)?;

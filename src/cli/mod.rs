@@ -6,14 +6,18 @@ mod certificates;
 mod check;
 mod connections;
 mod demo;
+mod explain;
 mod reload;
+mod replay;
 mod run;
 mod signals;
 mod status;
 mod table;
 mod up;
+mod upgrade;
 
 use std::{
+    fmt,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -55,6 +59,10 @@ enum Verb {
     Run(run::Arguments),
     /// Check a configuration and everything it names, without running it
     Check(check::Arguments),
+    /// Tell what would happen to a client, and where that is written
+    Explain(explain::Arguments),
+    /// Judge past clients by a configuration
+    Firewall(replay::Arguments),
     /// Run without a configuration file: HTTPS for HOST in front of some backends
     Up(up::Arguments),
     /// Show the running process: listeners, pools, backends, and what differs from the file
@@ -71,6 +79,8 @@ enum Verb {
     Kill(connections::Kill),
     /// The certificates of the running process
     Cert(certificates::Arguments),
+    /// Put a new binary in the place of the running process, without losing a connection
+    Upgrade(upgrade::Arguments),
 }
 
 /// Which configuration file.
@@ -94,6 +104,8 @@ pub fn main() -> ExitCode {
         Verb::Demo(arguments) => demo::demo(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::check(&arguments),
+        Verb::Explain(arguments) => explain::explain(&arguments),
+        Verb::Firewall(arguments) => replay::firewall(&arguments),
         Verb::Up(arguments) => up::up(&arguments),
         Verb::Status(arguments) => status::status(&arguments),
         Verb::Reload(arguments) => reload::reload(&arguments),
@@ -102,6 +114,7 @@ pub fn main() -> ExitCode {
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
         Verb::Cert(arguments) => certificates::certificates(&arguments),
+        Verb::Upgrade(arguments) => upgrade::upgrade(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -113,10 +126,13 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(WRONG_INPUT)
         }
-        Err(Failure::Kept) => ExitCode::from(REFUSED),
         Err(Failure::Unreachable(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::from(UNREACHABLE)
+        }
+        Err(Failure::Kept(error)) => {
+            error.inspect(|error| eprintln!("error: {error:#}"));
+            ExitCode::from(REFUSED)
         }
     }
 }
@@ -127,10 +143,10 @@ enum Failure {
     /// The configuration is wrong, or cannot be put to work here.
     Refused(Refused),
     Other(anyhow::Error),
-    /// The running process goes on as it is; why is told already.
-    Kept,
     /// No running process answers.
     Unreachable(anyhow::Error),
+    /// The running process goes on as it was. `None`: why is told already.
+    Kept(Option<anyhow::Error>),
 }
 
 /// Diagnostics and the text they point into.
@@ -169,13 +185,27 @@ fn load_text(source: &Text, provider: &CryptoProvider) -> Result<Loaded, Failure
     Ok(loaded)
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => f.write_str(refused.text(false).trim_end()),
+            Self::Other(error) | Self::Unreachable(error) | Self::Kept(Some(error)) => write!(f, "{error:#}"),
+            Self::Kept(None) => Ok(()),
+        }
+    }
+}
+
+impl Refused {
+    fn text(&self, styled: bool) -> String {
+        diagnostic::render(&self.diagnostics, &self.source.path, &self.source.text, styled)
+    }
+}
+
 fn print_diagnostics(refused: &Refused) {
-    let Refused { diagnostics, source } = refused;
-    if diagnostics.is_empty() {
+    if refused.diagnostics.is_empty() {
         return;
     }
-    let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let text = diagnostic::render(diagnostics, &source.path, &source.text, styled);
+    let text = refused.text(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
 }

@@ -52,7 +52,7 @@ fn tell(target: &Target, path: &str, request: &impl serde::Serialize) -> Result<
         let told = told(&reloaded);
         if reloaded.result == "refused" { eprintln!("{}", told.trim_end()) } else { say(&told)? }
     }
-    if reloaded.result == "refused" { Err(Failure::Kept) } else { Ok(()) }
+    if reloaded.result == "refused" { Err(Failure::Kept(None)) } else { Ok(()) }
 }
 
 /// What changed or would, line by line.

@@ -18,6 +18,7 @@ use crate::{
     load::{Loaded, Text},
     messages, service,
     supervisor::{self, Gate, Options},
+    upgrade::Summons,
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,24 +34,36 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let summons = Summons::heard().context("cannot take the place of the process before")?;
+    let result = load_and_serve(arguments, summons.as_ref());
+    if let (Err(failure), Some(summons)) = (&result, &summons) {
+        summons.refuse(&failure.to_string());
+    }
+    result
+}
+
+fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<(), Failure> {
     let provider = provider();
     let read_at = SystemTime::now();
     let (source, loaded) = load_file(&arguments.config.config, &provider)?;
+    if let Some(summons) = summons {
+        summons.loaded().context("the upgrade broke off")?;
+    }
     let options = Options {
         reuseport: !arguments.no_reuseport,
         rustls_records: arguments.rustls_records,
         config: Some(source.path.clone()),
         read_at,
     };
-    serve(&source, loaded, options, &provider, |_| Ok(()))
+    serve(&source, loaded, options, (&provider, summons), |_| Ok(()))
 }
 
-/// Runs until a signal; `started` is called when clients are served.
+/// Runs until a signal, or until another process has taken its place; `started` is called when clients are served.
 pub(super) fn serve(
     source: &Text,
     loaded: Loaded,
     options: Options,
-    provider: &Arc<CryptoProvider>,
+    (provider, summons): (&Arc<CryptoProvider>, Option<&Summons>),
     started: impl FnOnce(&Gate) -> anyhow::Result<()>,
 ) -> Result<(), Failure> {
     let log = &loaded.config.log;
@@ -59,25 +72,35 @@ pub(super) fn serve(
     let runtime = control_runtime()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;
+        let heir = match summons {
+            Some(summons) => Some(summons.follow().await.context("the upgrade broke off")?),
+            None => None,
+        };
         // The start waits for the first verdicts of checks.
         let gate = tokio::select! {
-            gate = supervisor::start(loaded, options, provider) => gate,
+            gate = supervisor::start(loaded, options, provider, heir) => gate,
             signal = signals.stop() => {
                 info!(signal, "stopping before the start was complete");
                 return Ok(());
             }
         };
-        let gate = gate.map_err(|errors| Failure::refused(errors, source))?;
+        let mut gate = gate.map_err(|errors| Failure::refused(errors, source))?;
         announce(&gate);
         started(&gate)?;
         service::ready();
-        let signal = loop {
-            match signals.next().await {
+        loop {
+            let asked = tokio::select! {
+                () = gate.replaced() => break,
+                asked = signals.next() => asked,
+            };
+            match asked {
                 Asked::Reload => gate.hang_up(),
-                Asked::Stop(signal) => break signal,
+                Asked::Stop(signal) => {
+                    info!(signal, "stopping; a second signal ends every connection at once");
+                    break;
+                }
             }
-        };
-        info!(signal, "stopping; a second signal ends every connection at once");
+        }
         let hurry = async {
             let signal = signals.stop().await;
             info!(signal, "ending every connection");

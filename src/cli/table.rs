@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Rows of cells in columns as wide as their widest cell; nothing stands behind the last one.
-pub(super) fn columns(rows: &[Vec<String>]) -> String {
+pub(in crate::cli) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<_> = (0..count).map(|column| width(column).unwrap_or_default()).collect();
@@ -17,6 +17,11 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
         text.extend([line.trim_end(), "\n"]);
     }
     text
+}
+
+/// `1 line`, `2 lines`
+pub(in crate::cli) fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `950 B`, `1.2 KiB`, `3.4 GiB`

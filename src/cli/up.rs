@@ -48,7 +48,7 @@ pub(super) fn up(arguments: &Arguments) -> Result<(), Failure> {
     let source = Text { path: PathBuf::from("up.toml"), text: configuration(arguments, &cert, &key) };
     let provider = provider();
     let loaded = load_text(&source, &provider)?;
-    run::serve(&source, loaded, Options::default(), &provider, |_| {
+    run::serve(&source, loaded, Options::default(), (&provider, None), |_| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "# The configuration that runs:\n{}", source.text)?;
         out.flush().context("cannot print")

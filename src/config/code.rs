@@ -54,10 +54,13 @@ pub const WEIGHT_ZERO: &str = "W002";
 pub const DENIES_EVERYONE: &str = "W003";
 pub const RULE_UNREACHABLE: &str = "W004";
 pub const NO_EFFECT: &str = "W005";
+pub const DENIES_ITSELF: &str = "W006";
 pub const LIST_LINE: &str = "W100";
 pub const EXPIRED_SERVED: &str = "W101";
 pub const BIND_KEPT: &str = "W102";
 pub const CERTIFICATE_KEPT: &str = "W103";
+pub const LIST_CUT: &str = "W104";
+pub const LIST_EMPTY: &str = "W105";
 
 /// Every code, in order.
 pub const CODES: &[Code] = &[
@@ -96,12 +99,15 @@ pub const CODES: &[Code] = &[
     text(POOL_UNUSED, "no listener uses the pool"),
     text(WEIGHT_ZERO, "the backend takes no traffic"),
     text(DENIES_EVERYONE, "the firewall denies every client"),
-    text(RULE_UNREACHABLE, "an earlier rule always decides first"),
+    files(RULE_UNREACHABLE, "earlier rules always decide first"),
     text(NO_EFFECT, "what is written has no effect beside something else"),
+    files(DENIES_ITSELF, "a listener denies this host, and only this host connects to it"),
     files(LIST_LINE, "a line of a list file is used, but not as it is written"),
     files(EXPIRED_SERVED, "a certificate that is served has expired"),
     files(BIND_KEPT, "a listening socket stays as it is until a restart"),
     files(CERTIFICATE_KEPT, "a certificate that changed cannot be used, so the one before is still served"),
+    files(LIST_CUT, "a list file ends inside a line"),
+    files(LIST_EMPTY, "a list file has no network"),
 ];
 
 const fn text(id: &'static str, meaning: &'static str) -> Code {

@@ -13,6 +13,7 @@ mod lines;
 mod lint;
 mod mask;
 mod network;
+pub mod places;
 mod pool;
 mod read;
 mod reader;
@@ -35,6 +36,7 @@ pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
     Role, Secret,
 };
+pub use reader::similar as similar_name;
 
 pub use crate::firewall::Action;
 

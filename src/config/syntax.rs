@@ -22,6 +22,7 @@ const NEED_EVERY_TABLE: &[&str] = &[code::UNKNOWN_KEY, code::NOTHING_TO_DO, code
 
 /// A parsed text. Dropping a table inside a table inside a table calls itself: thousands of dotted keys would overflow
 /// the stack of a thread, so it is taken apart by hand.
+#[derive(Debug)]
 pub struct Tree<'t> {
     root: DeTable<'t>,
 }

@@ -1,6 +1,6 @@
 //! Files of networks: one per line, `#` starts a comment, IPv4 and IPv6 mixed.
 
-use std::{error::Error, fmt, ops::Range, str};
+use std::{error::Error, fmt, net::IpAddr, ops::Range, str};
 
 use crate::cidr::{Cidr, CidrError};
 
@@ -20,6 +20,8 @@ pub struct List {
     pub duplicates: usize,
     /// Networks that lie inside another one of the list, duplicates not counted.
     pub covered: usize,
+    /// The last line, if it says something and has no end: the file may have been cut.
+    pub unfinished: Option<usize>,
 }
 
 /// Why a list file is refused as a whole.
@@ -66,10 +68,9 @@ impl Error for ListErrors {}
 ///
 /// Host bits are cleared and counted; any other flaw refuses the list, because half a list lets in the wrong half (F4).
 pub fn parse_list(text: &[u8]) -> Result<List, ListErrors> {
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut list = List::default();
     let mut errors = ListErrors { first: Vec::new(), total: 0 };
-    for (line, number) in text.split(|byte| *byte == b'\n').zip(1..) {
+    for (line, number) in lines(text).zip(1..) {
         let Some(entry) = entry_of(line) else { continue };
         match parse_entry(entry) {
             Ok((network, host_bits)) => {
@@ -87,6 +88,8 @@ pub fn parse_list(text: &[u8]) -> Result<List, ListErrors> {
     if errors.total > 0 {
         return Err(errors);
     }
+    let last = lines(text).zip(1..).last();
+    list.unfinished = last.filter(|(line, _)| entry_of(line).is_some()).map(|(_, number)| number);
     list.networks.sort_unstable();
     let read = list.networks.len();
     list.networks.dedup();
@@ -94,6 +97,24 @@ pub fn parse_list(text: &[u8]) -> Result<List, ListErrors> {
     list.duplicates = read - list.networks.len();
     list.covered = covered(&list.networks);
     Ok(list)
+}
+
+/// The narrowest network of a list file that holds the address, and the line (from 1) that names it first.
+#[must_use]
+pub fn find_in_list(text: &[u8], ip: IpAddr) -> Option<(Cidr, usize)> {
+    let mut found: Option<(Cidr, usize)> = None;
+    for (line, number) in lines(text).zip(1..) {
+        let network = entry_of(line).and_then(|entry| parse_entry(entry).ok());
+        let Some((network, _)) = network.filter(|(network, _)| network.contains(ip)) else { continue };
+        if found.is_none_or(|(known, _)| known.prefix_len() < network.prefix_len()) {
+            found = Some((network, number));
+        }
+    }
+    found
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).split(|byte| *byte == b'\n')
 }
 
 /// The line without its comment and the space around; `None` if nothing is left.
@@ -162,6 +183,31 @@ mod tests {
             parse_list(b"10.0.0.5/8\n10.0.0.0/8\n10.1.0.0/16\n10.1.2.0/24\n11.0.0.0/8\n::ffff:10.0.0.0/104\n").unwrap();
         assert_eq!((list.host_bits, list.duplicates, list.covered), (1, 2, 2));
         assert_eq!(list.networks.len(), 4);
+    }
+
+    #[test]
+    fn f4_a_line_without_an_end_is_told() {
+        for (text, unfinished) in [
+            (&b"10.0.0.0/8\n10.0.0.0/2"[..], Some(2)),
+            (b"10.0.0.0/8", Some(1)),
+            (b"10.0.0.0/8\n", None),
+            (b"10.0.0.0/8\n# end", None),
+            (b"10.0.0.0/8\n  ", None),
+            (b"", None),
+        ] {
+            let list = parse_list(text).unwrap_or_default();
+            assert_eq!(list.unfinished, unfinished, "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn an_address_is_found_in_its_narrowest_network_and_first_line() {
+        let text = b"\xef\xbb\xbf10.0.0.0/8\r\n# a\n10.1.0.0/16 # b\n10.1.0.5/16\n2001:db8::/32\nnonsense\n";
+        let found = |ip: &str| find_in_list(text, ip.parse().unwrap()).map(|(net, line)| (net.to_string(), line));
+        assert_eq!(found("10.1.2.3"), Some(("10.1.0.0/16".to_owned(), 3)));
+        assert_eq!(found("::ffff:10.2.0.1"), Some(("10.0.0.0/8".to_owned(), 1)));
+        assert_eq!(found("2001:db8::1"), Some(("2001:db8::/32".to_owned(), 5)));
+        assert_eq!(found("192.0.2.1"), None);
     }
 
     #[test]

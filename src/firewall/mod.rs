@@ -10,7 +10,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use list::{LineError, List, ListErrors, parse_list};
+pub use list::{LineError, List, ListErrors, find_in_list, parse_list};
 pub use table::{MAX_RULES, RuleSet, Table, Verdict};
 
 /// What a rule does with a client.

@@ -106,6 +106,12 @@ impl<A: Bits> Ranges<A> {
         self.len
     }
 
+    /// The class of every range; the same one comes many times.
+    pub fn classes(&self) -> impl Iterator<Item = u32> {
+        // What fills up the last block repeats its last range.
+        self.blocks.iter().flat_map(|block| block.classes)
+    }
+
     pub fn heap_bytes(&self) -> usize {
         let index: usize = self.index.iter().map(Vec::capacity).sum();
         index * size_of::<[A; BLOCK]>() + self.blocks.capacity() * size_of::<Block<A>>()

@@ -1,6 +1,6 @@
 //! The compiled firewall of one listener.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Action,
@@ -70,6 +70,13 @@ impl Table {
         };
         let Class { action, rule, shadows } = &self.classes[class as usize];
         Verdict { action: *action, rule: *rule, shadows }
+    }
+
+    /// Every verdict that some address gets, once.
+    pub fn verdicts(&self) -> impl Iterator<Item = Verdict<'_>> {
+        let used: BTreeSet<u32> = self.v4.classes().chain(self.v6.classes()).collect();
+        let numbered = (0..).zip(&self.classes).filter(move |(number, _)| used.contains(number));
+        numbered.map(|(_, Class { action, rule, shadows })| Verdict { action: *action, rule: *rule, shadows })
     }
 
     /// Ranges held, IPv4 and IPv6 together; 2 (one for each) when there are no rules.

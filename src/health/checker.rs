@@ -253,8 +253,8 @@ impl Running {
             hindrances: Hindrances::default(),
             close: Arc::clone(&watch.close),
             prior,
-            // Who is known already takes no client's patience.
-            first: (prior == Prior::Nothing).then(|| first.clone()),
+            // Who is known already, here or to the process before, takes no client's patience.
+            first: (prior == Prior::Nothing && backend.health() == Health::Unknown).then(|| first.clone()),
         };
         rhythm.number = rhythm.number.wrapping_add(1);
         let task = tokio::spawn(checker.run(rhythm.begin, RandomState::new())).abort_handle();
@@ -286,7 +286,7 @@ impl Checker {
             // Until then somebody else says how it is.
             self.post.joined.notified().await;
         }
-        if self.prior == Prior::Checked && self.backend.health() != Health::Unknown {
+        if self.prior != Prior::Unchecked && self.backend.health() != Health::Unknown {
             self.threshold = self.threshold.knowing(self.backend.health() == Health::Up);
         }
         for count in 0_u64.. {

@@ -5,6 +5,7 @@
 mod certificates;
 mod checks;
 mod files;
+mod lint;
 mod reload;
 
 use std::{
@@ -14,12 +15,13 @@ use std::{
 };
 
 use rustls::crypto::CryptoProvider;
+use serde::Serialize;
 
 use crate::{
     cidr::Cidr,
     config::{
         self, Config, Diagnostic, FirewallTest, Networks,
-        code::{BAD_LIST_LINE, BAD_TEXT, FIREWALL_TEST, LIST_LINE, UNREADABLE},
+        code::{BAD_LIST_LINE, BAD_TEXT, FIREWALL_TEST, LIST_CUT, LIST_LINE, UNREADABLE},
         diagnostic::Origin,
         difference::Part,
     },
@@ -30,7 +32,7 @@ use crate::{
 use files::Files;
 
 /// Larger files are somebody's mistake.
-const LIST_LIMIT: u64 = 256 << 20;
+pub const LIST_LIMIT: u64 = 256 << 20;
 
 pub use checks::CheckMaterials;
 pub use files::named;
@@ -53,10 +55,29 @@ pub struct Loaded {
     pub listeners: Vec<Materials>,
     /// Networks of each rule by family (IPv4, IPv6), in the order of the rules.
     pub prefixes: Vec<(usize, usize)>,
+    /// By path.
+    pub lists: Vec<ReadList>,
     /// In the order of the pools.
     pub checks: Vec<CheckMaterials>,
     /// What was read.
     files: Files,
+}
+
+/// What a list file said.
+#[derive(Debug, Serialize)]
+pub struct ReadList {
+    pub path: PathBuf,
+    pub networks: usize,
+    /// Lines that say what another one says.
+    pub duplicates: usize,
+    /// Networks inside others of the list.
+    pub covered: usize,
+}
+
+impl ReadList {
+    fn of((path, list): (PathBuf, List)) -> Self {
+        Self { path, networks: list.networks.len(), duplicates: list.duplicates, covered: list.covered }
+    }
 }
 
 /// What one listener needs from files.
@@ -113,12 +134,15 @@ fn load_after(source: &Text, provider: &CryptoProvider, before: Option<Before<'_
         return Err(found);
     }
     let listeners = materials(&config, &lists, certificates, before.map(|before| before.loaded));
+    lint::lint(&config, &listeners, |rule| networks(&config, &lists, rule), &mut found);
     run_tests(&config, &listeners, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
     let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
-    Ok(Loaded { source: source.clone(), config, warnings: found, listeners, prefixes, checks, files })
+    let mut lists: Vec<_> = lists.into_iter().map(ReadList::of).collect();
+    lists.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Loaded { source: source.clone(), config, warnings: found, listeners, prefixes, lists, checks, files })
 }
 
 /// Every list file once, however many rules name it.
@@ -148,6 +172,12 @@ fn read_lists(config: &Config, files: &mut Files, found: &mut Vec<Diagnostic>) -
                         file.value.display()
                     );
                     found.push(Diagnostic::warning(LIST_LINE, message).from(at()));
+                }
+                if let Some(line) = list.unfinished {
+                    let message = format!("list `{}` ends inside line {line}", file.value.display());
+                    let help = "a network that is cut off may be a much larger one: end the file with a newline";
+                    let told = Diagnostic::warning(LIST_CUT, message).from(at()).label("was it written to the end?");
+                    found.push(told.help(help));
                 }
                 lists.insert(file.value.clone(), list);
             }

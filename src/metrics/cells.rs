@@ -38,9 +38,9 @@ pub struct Family<L, const N: usize> {
 #[repr(align(128))]
 pub struct Padded<T>(T);
 
-/// One `T` for each worker.
+/// One `T` for each worker, and one for the processes before this one.
 #[derive(Debug)]
-pub struct PerWorker<T>(Box<[Padded<T>]>);
+pub struct PerWorker<T>(Box<[Padded<T>]>, Padded<T>);
 
 /// What one worker counts for one listener.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl<T> Deref for Padded<T> {
 
 impl<T: Default> PerWorker<T> {
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Padded::default()).collect())
+        Self((0..workers).map(|_| Padded::default()).collect(), Padded::default())
     }
 }
 
@@ -177,8 +177,19 @@ impl<T> PerWorker<T> {
         &self.0[worker]
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    /// What the processes before this one counted; the control thread alone writes to it.
+    pub(super) fn before(&self) -> &T {
+        &self.1
+    }
+
+    /// The blocks of the workers of this process.
+    pub fn own(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(Deref::deref)
+    }
+
+    /// The blocks of the workers, and the one of the processes before.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.own().chain([&*self.1])
     }
 
     /// The same number of every worker, added.

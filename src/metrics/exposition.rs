@@ -1,6 +1,10 @@
 //! The two text formats of a scrape: Prometheus text 0.0.4 and OpenMetrics 1.0.0.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt::{Display, Write},
+};
 
 use super::histogram::Snapshot;
 
@@ -16,7 +20,7 @@ pub enum Format {
 /// Metric families by name, to be written in either format.
 #[derive(Debug, Default)]
 pub(super) struct Exposition {
-    families: BTreeMap<String, Family>,
+    families: BTreeMap<Cow<'static, str>, Family>,
 }
 
 #[derive(Debug, Default)]
@@ -24,8 +28,8 @@ struct Family {
     help: String,
     /// The word of the `# TYPE` line.
     kind: String,
-    /// Whole sample lines, as both formats write them.
-    samples: Vec<String>,
+    /// Whole sample lines, as both formats write them. Without any the family is not shown.
+    samples: String,
 }
 
 impl Format {
@@ -47,24 +51,48 @@ impl Format {
 }
 
 impl Exposition {
+    /// Says what a family is, before its first sample.
+    pub(super) fn describe(&mut self, name: &'static str, kind: &str, help: &str) {
+        let family = self.families.entry(Cow::Borrowed(name)).or_default();
+        help.clone_into(&mut family.help);
+        kind.clone_into(&mut family.kind);
+    }
+
+    /// Adds one series to a family that is described already.
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let Some(Family { samples, .. }) = self.families.get_mut(name) else { return };
+        samples.push_str(name);
+        for (index, (key, value)) in labels.iter().enumerate() {
+            samples.push(if index == 0 { '{' } else { ',' });
+            samples.push_str(key);
+            samples.push_str("=\"");
+            push_escaped(samples, value);
+            samples.push('"');
+        }
+        // A String takes everything that is written to it.
+        let _ = writeln!(samples, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+
     /// Takes over what the exporter rendered, as Prometheus text, in whatever order it did.
-    pub(super) fn parse(text: &str) -> Self {
-        let mut families = BTreeMap::<String, Family>::new();
+    pub(super) fn add(&mut self, text: &str) {
+        let mut samples = BTreeMap::<&str, Vec<&str>>::new();
         let mut current = "";
         for line in text.lines().filter(|line| !line.is_empty()) {
             if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-                help.clone_into(&mut families.entry(name.to_owned()).or_default().help);
+                help.clone_into(&mut self.families.entry(Cow::Owned(name.to_owned())).or_default().help);
             } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
-                kind.clone_into(&mut families.entry(name.to_owned()).or_default().kind);
+                kind.clone_into(&mut self.families.entry(Cow::Owned(name.to_owned())).or_default().kind);
                 current = name;
-            } else if let Some(family) = families.get_mut(current) {
-                family.samples.push(line.to_owned());
+            } else {
+                samples.entry(current).or_default().push(line);
             }
         }
-        for family in families.values_mut() {
-            family.samples.sort_unstable();
+        for (name, mut lines) in samples {
+            lines.sort_unstable();
+            if let Some(family) = self.families.get_mut(name) {
+                family.samples.extend(lines.iter().flat_map(|line| [line, "\n"]));
+            }
         }
-        Self { families }
     }
 
     /// Says that a family is a counter, whatever it was recorded as.
@@ -77,40 +105,42 @@ impl Exposition {
     /// Adds one series of a histogram of durations, in seconds.
     pub(super) fn histogram<const N: usize>(
         &mut self,
-        name: &str,
+        name: &'static str,
         help: &str,
         (key, value): (&str, &str),
         snapshot: &Snapshot<N>,
     ) {
-        let family = self.families.entry(name.to_owned()).or_default();
-        help.clone_into(&mut family.help);
-        "histogram".clone_into(&mut family.kind);
-        let label = format!("{key}=\"{}\"", escaped(value));
+        self.describe(name, "histogram", help);
+        let Some(Family { samples, .. }) = self.families.get_mut(name) else { return };
+        let mut label = format!("{key}=\"");
+        push_escaped(&mut label, value);
+        label.push('"');
         for (bound, count) in snapshot.cumulative() {
             // Debug writes `1.0` where Display writes `1`: OpenMetrics wants the first, and one spelling in both formats
             // keeps the series the same when a scraper changes its mind.
             let le = bound.as_secs_f64();
-            family.samples.push(format!("{name}_bucket{{{label},le=\"{le:?}\"}} {count}"));
+            let _ = writeln!(samples, "{name}_bucket{{{label},le=\"{le:?}\"}} {count}");
         }
         let count = snapshot.count();
-        family.samples.push(format!("{name}_bucket{{{label},le=\"+Inf\"}} {count}"));
-        family.samples.push(format!("{name}_sum{{{label}}} {}", snapshot.sum_seconds()));
-        family.samples.push(format!("{name}_count{{{label}}} {count}"));
+        let _ = writeln!(samples, "{name}_bucket{{{label},le=\"+Inf\"}} {count}");
+        let _ = writeln!(samples, "{name}_sum{{{label}}} {}", snapshot.sum_seconds());
+        let _ = writeln!(samples, "{name}_count{{{label}}} {count}");
     }
 
     pub(super) fn write(&self, format: Format) -> String {
-        let mut text = String::new();
+        const HEAD: usize = 256;
+        let length = self.families.values().map(|family| HEAD + family.samples.len()).sum();
+        let mut text = String::with_capacity(length);
         for (name, Family { help, kind, samples }) in &self.families {
+            if samples.is_empty() {
+                continue;
+            }
             let (name, kind) = match format {
-                Format::Text => (name.as_str(), kind.as_str()),
+                Format::Text => (&**name, kind.as_str()),
                 Format::OpenMetrics => self.openmetrics(name, kind),
             };
-            // A String takes everything that is written to it.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for sample in samples {
-                text.push_str(sample);
-                text.push('\n');
-            }
+            text.push_str(samples);
         }
         if format == Format::OpenMetrics {
             text.push_str("# EOF\n");
@@ -118,12 +148,16 @@ impl Exposition {
         text
     }
 
+    fn shows(&self, name: &str) -> bool {
+        self.families.get(name).is_some_and(|family| !family.samples.is_empty())
+    }
+
     /// Name and type of a family in OpenMetrics, where a counter's family has the name of its samples without `_total`.
     /// `sluicegate_backend_connections` is a gauge beside the counter `.._connections_total`, and two families may not
     /// share a name: that counter goes as `unknown`, so that every sample has its contracted name in both formats.
     fn openmetrics<'a>(&self, name: &'a str, kind: &'a str) -> (&'a str, &'a str) {
         match name.strip_suffix("_total") {
-            Some(family) if kind == "counter" && !self.families.contains_key(family) => (family, kind),
+            Some(family) if kind == "counter" && !self.shows(family) => (family, kind),
             _ if kind == "counter" => (name, "unknown"),
             _ => (name, kind),
         }
@@ -148,8 +182,15 @@ fn quality_of(range: &str) -> f32 {
 }
 
 /// A label value as both formats write it between quotes.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+fn push_escaped(text: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +221,8 @@ mod tests {
 
     #[test]
     fn label_values_are_escaped() {
-        assert_eq!(escaped("a\\b\"c\nd"), "a\\\\b\\\"c\\nd");
+        let mut text = String::new();
+        push_escaped(&mut text, "a\\b\"c\nd");
+        assert_eq!(text, "a\\\\b\\\"c\\nd");
     }
 }

@@ -60,7 +60,7 @@ pub struct Histogram<const N: usize> {
 /// Nanoseconds as the bits of an `f64`: exact up to 2^53 ns (104 days) and to 16 digits after that. A `u64` would be
 /// exact for longer and then wrap, after two days with 100,000 connections a worker.
 #[derive(Debug)]
-struct Sum(AtomicU64);
+pub(super) struct Sum(AtomicU64);
 
 /// What a histogram held when it was read; workers' snapshots add up.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,9 +83,19 @@ impl<const N: usize> Histogram<N> {
 
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
-        self.sum.add(duration);
+        self.sum.add(duration.as_nanos() as f64);
         let reached = self.bounds.iter().position(|bound| duration <= *bound);
         reached.and_then(|index| self.counts.get(index)).unwrap_or(&self.over).add(1);
+    }
+
+    /// Every bucket under its name: its upper bound in nanoseconds, or `over`.
+    pub(super) fn buckets(&self) -> impl Iterator<Item = (String, &Counter)> {
+        let bounded = self.bounds.iter().map(|bound| bound.as_nanos().to_string()).zip(&self.counts);
+        bounded.chain([("over".to_owned(), &self.over)])
+    }
+
+    pub(super) fn sum(&self) -> &Sum {
+        &self.sum
     }
 
     pub fn snapshot(&self) -> Snapshot<N> {
@@ -99,12 +109,12 @@ impl<const N: usize> Histogram<N> {
 }
 
 impl Sum {
-    fn add(&self, duration: Duration) {
-        let sum = f64::from_bits(self.0.load(Ordering::Relaxed)) + duration.as_nanos() as f64;
+    pub(super) fn add(&self, nanos: f64) {
+        let sum = self.value() + nanos;
         self.0.store(sum.to_bits(), Ordering::Relaxed);
     }
 
-    fn value(&self) -> f64 {
+    pub(super) fn value(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 }

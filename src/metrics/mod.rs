@@ -11,6 +11,7 @@ pub mod labels;
 mod panics;
 pub mod registry;
 mod render;
+mod totals;
 
 pub use cells::{
     BackendCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
@@ -26,3 +27,4 @@ pub use labels::{
 pub use panics::count_panic;
 pub use registry::{Generation, Registry, Reloads};
 pub use render::render;
+pub use totals::Totals;

@@ -11,22 +11,33 @@ use std::{
 use super::{
     cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
     labels::{Label, RuleAction},
+    panics::panics,
 };
 
 /// Every cell of the process. Taking a handle locks and allocates: do it when a frontend is built, not per connection.
 #[derive(Debug)]
 pub struct Registry {
     workers: PerWorker<WorkerCells>,
-    listeners: Named<String, ListenerCells>,
-    rules: Named<(String, RuleAction), RuleCells>,
-    pools: Named<String, PoolCells>,
+    pub(super) listeners: Named<String, ListenerCells>,
+    pub(super) rules: Named<(String, RuleAction), RuleCells>,
+    pub(super) pools: Named<String, PoolCells>,
     /// By pool and backend.
-    backends: Named<(String, String), BackendCells>,
+    pub(super) backends: Named<(String, String), BackendCells>,
     /// By pool and backend; the control thread alone writes them.
-    checks: Named<(String, String), CheckCells>,
+    pub(super) checks: Named<(String, String), CheckCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
     generations: Arc<AtomicU64>,
+    before: Mutex<Before>,
+}
+
+/// What the processes before this one counted and no block of cells holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    dropped: u64,
+    applied: u64,
+    refused: u64,
+    panics: u64,
 }
 
 /// A configuration that was put to work, counted until the last connection that keeps it has ended (traps L1).
@@ -46,7 +57,7 @@ pub struct Reloads {
 }
 
 #[derive(Debug)]
-struct Named<K, T> {
+pub(super) struct Named<K, T> {
     workers: usize,
     cells: Mutex<BTreeMap<K, Arc<PerWorker<T>>>>,
 }
@@ -63,6 +74,7 @@ impl Registry {
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
             generations: Arc::default(),
+            before: Mutex::default(),
         }
     }
 
@@ -83,7 +95,7 @@ impl Registry {
 
     /// Those of a rule's name that there are, under whatever it has done so far.
     pub fn rules_of(&self, name: &str) -> impl Iterator<Item = Arc<PerWorker<RuleCells>>> {
-        RuleAction::ALL.iter().filter_map(|action| self.rules.known(&(name.to_owned(), *action)))
+        RuleAction::ALL.iter().filter_map(|action| self.rules.find(&(name.to_owned(), *action)))
     }
 
     pub fn pool(&self, name: &str) -> Arc<PerWorker<PoolCells>> {
@@ -115,7 +127,7 @@ impl Registry {
     }
 
     pub fn records_dropped(&self) -> u64 {
-        self.log_records_dropped.load(Ordering::Relaxed)
+        self.log_records_dropped.load(Ordering::Relaxed) + self.before().dropped
     }
 
     pub fn count_reload(&self, applied: bool) {
@@ -129,7 +141,26 @@ impl Registry {
     }
 
     pub fn reloads(&self) -> Reloads {
-        *self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
+        let (own, before) = (*self.reloads.lock().unwrap_or_else(PoisonError::into_inner), self.before());
+        Reloads { applied: own.applied + before.applied, refused: own.refused + before.refused, ..own }
+    }
+
+    /// What the processes before counted; none of it shrinks.
+    pub(super) fn set_before(&self, dropped: u64, (applied, refused): (u64, u64), panics: u64) {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.dropped = before.dropped.max(dropped);
+        before.applied = before.applied.max(applied);
+        before.refused = before.refused.max(refused);
+        before.panics = before.panics.max(panics);
+    }
+
+    /// Bugs of ours that ended what they happened in.
+    pub(super) fn panics(&self) -> u64 {
+        panics() + self.before().panics
+    }
+
+    fn before(&self) -> Before {
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For a configuration that is to be put to work.
@@ -180,8 +211,10 @@ impl<K: Ord + Clone, T: Default> Named<K, T> {
         Arc::clone(cells.entry(key).or_insert_with(|| Arc::new(PerWorker::new(self.workers))))
     }
 
-    fn known(&self, key: &K) -> Option<Arc<PerWorker<T>>> {
-        self.cells.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(Arc::clone)
+    /// The cells of a name, if anybody has asked for them.
+    pub(super) fn find(&self, key: &K) -> Option<Arc<PerWorker<T>>> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.get(key).map(Arc::clone)
     }
 
     fn forget_unused(&self) {

@@ -59,8 +59,8 @@ pub struct Pool {
     has_limits: bool,
     /// Held while it is decided whether one more may be ejected.
     ejecting: Mutex<()>,
-    /// Otherwise every backend counts as up.
-    is_checked: bool,
+    /// What backends are asked; if nothing, every one counts as up.
+    check: Option<config::Check>,
     /// As it was last told.
     told: Mutex<Mode>,
 }
@@ -140,7 +140,7 @@ impl Pool {
             queue: old.map(|old| Arc::clone(&old.queue)).unwrap_or_default(),
             has_limits: config.backends.iter().any(|backend| backend.max_connections.is_some()),
             ejecting: Mutex::default(),
-            is_checked: config.check.is_some(),
+            check: config.check.clone(),
             told: Mutex::new(old.map(Self::told).unwrap_or_default()),
         }
     }
@@ -165,7 +165,7 @@ impl Pool {
             tier.backends.iter().zip(&tier.caps).for_each(|(backend, cap)| backend.set_cap(*cap));
         }
         // What a check found that is no more asked would never be found otherwise.
-        for backend in self.backends().filter(|backend| !self.is_checked && backend.health() != Health::Up) {
+        for backend in self.backends().filter(|backend| self.check.is_none() && backend.health() != Health::Up) {
             backend.set_health(Health::Up, now);
         }
         self.serve_waiting(now);
@@ -176,6 +176,11 @@ impl Pool {
     pub fn search(&self, source: IpAddr, random: u64) -> Search {
         let ticket = self.queue.ticket();
         Search::new(Request { source, ticket, random }, self.retries.saturating_add(1))
+    }
+
+    /// What its backends are asked, as text: the same text is the same question. `None`: nothing.
+    pub fn question(&self) -> Option<String> {
+        self.check.as_ref().map(|check| format!("{check:?}"))
     }
 
     /// Every backend, active ones first.

@@ -88,7 +88,9 @@ impl<'a> Timer<'a> {
                 self.expects = true;
                 // Who does not read for so long is ended by us, and still gets what the kernel holds for it.
                 let silence = self.timeouts.idle + PATIENCE + SLACK;
-                sockets.iter().for_each(|socket| socket.expect_presence(silence));
+                for socket in sockets {
+                    socket.expect_presence(silence);
+                }
             }
             let unconfirmed = sockets.iter().filter_map(|socket| socket.unconfirmed().ok()).sum();
             if let Err(end) = self.look(clock::coarse(), unconfirmed) {

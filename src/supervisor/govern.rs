@@ -11,23 +11,25 @@ use std::{
 };
 
 use rustls::crypto::CryptoProvider;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::Limits;
 use crate::{
-    admin,
+    admin::{self, control::UpgradeOrder},
     config::{
         Config, Diagnostic,
         code::{CERTIFICATE_KEPT, NO_FILE},
         difference::{self, Difference},
     },
     crew::Crew,
+    doors::Doors,
     load::{self, Before, Loaded, Text},
     metrics::Registry,
     ports::{self, Passed, Port},
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
     service,
+    upgrade::{Launch, Successor},
 };
 
 /// What it has in hand.
@@ -49,6 +51,19 @@ pub(super) struct Governor {
     pub(super) registry: Arc<Registry>,
     pub(super) crew: Arc<Crew>,
     pub(super) admin: Arc<admin::State>,
+    pub(super) doors: Doors,
+    pub(super) launch: Result<Launch, String>,
+    /// Who has taken the place of this process.
+    pub(super) successor: Option<Successor>,
+}
+
+/// Where its orders come from, and who is told when it has nothing to do any more.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) orders: Orders,
+    pub(super) upgrades: mpsc::Receiver<UpgradeOrder>,
+    pub(super) replaced: oneshot::Sender<()>,
+    pub(super) retired: oneshot::Receiver<()>,
 }
 
 /// What is taken, and what is not, of a configuration that follows another.
@@ -70,12 +85,26 @@ struct Candidate {
 impl Governor {
     /// Carries out orders until it retires, then gives back what it has. An order that is not carried out by then is
     /// dropped: nothing has happened up to the moment when everything does. After that moment it is told what happened.
-    pub(super) async fn govern(mut self, mut orders: Orders, mut retired: oneshot::Receiver<()>) -> Self {
+    pub(super) async fn govern(mut self, desk: Desk) -> Self {
+        let Desk { mut orders, mut upgrades, replaced, mut retired } = desk;
         let swapped = Arc::clone(&self.swapped);
         loop {
             let Order { who, task, reply } = tokio::select! {
                 biased;
                 _ = &mut retired => return self,
+                Some(reply) = upgrades.recv() => {
+                    self.successor = tokio::select! {
+                        biased;
+                        _ = &mut retired => return self,
+                        successor = self.upgrade(reply) => successor,
+                    };
+                    if self.successor.is_some() {
+                        // It is nobody's concern but that of who stops the process.
+                        let _ = replaced.send(());
+                        return self;
+                    }
+                    continue;
+                }
                 order = orders.next() => order,
             };
             swapped.store(false, Ordering::Relaxed);

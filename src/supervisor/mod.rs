@@ -1,9 +1,10 @@
 //! The process: binds, starts the workers, answers the admin listener, replaces the configuration, stops.
 
-mod bind;
 mod govern;
 mod limits;
+mod log;
 mod reload;
+mod succession;
 mod workers;
 
 use std::{
@@ -19,15 +20,20 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
-use tokio::{sync::oneshot, task::JoinHandle as Task};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle as Task,
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use crate::{
     access_log,
     admin::{self, control::Control},
     backend::Backend,
-    config::{self, Diagnostic, code::CANNOT_START},
-    crew::{self, Command, Crew},
+    config::{self, Config, Diagnostic, code::CANNOT_START},
+    crew::{self, Command, Crew, Departing},
+    doors::{self, Doors},
     expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
@@ -36,11 +42,13 @@ use crate::{
     running::{Counter, Live, Running},
     service,
     site::Site,
+    upgrade::{Inheritance, Launch},
     watch::watch,
 };
-use bind::{SocketFile, bind_admin, bind_socket, start_log};
-use govern::Governor;
+use govern::{Desk, Governor};
 pub use limits::Limits;
+use log::start_log;
+use succession::{begin_to_serve, end_admin, report, succeed};
 use workers::{Template, Workers, start_workers, tried_paths};
 
 /// How long clients wait for the first verdicts of checks (traps B3).
@@ -75,73 +83,86 @@ pub struct Gate {
     /// Carries out orders until it is told to retire; then it gives back what it had in hand.
     governing: Task<Governor>,
     retire: oneshot::Sender<()>,
+    /// Told when another process has taken the place of this one.
+    is_replaced: oneshot::Receiver<()>,
     workers: Workers,
     admin: Arc<admin::State>,
-    admin_tasks: Vec<Task<()>>,
-    /// Removed when this is dropped.
-    _admin_socket: Option<SocketFile>,
+    registry: Arc<Registry>,
+    servants: Servants,
     log: Option<access_log::Guard>,
 }
 
-/// Binds every address, asks every backend once, starts every thread and returns when all of them accept.
+/// Tasks that go on while the process drains.
+#[derive(Debug)]
+struct Servants {
+    /// The admin servers.
+    admin: Vec<Task<()>>,
+    /// Those that the next process has too.
+    watching: Vec<Task<()>>,
+    /// Counts what the process before still counts, to its end.
+    predecessor: Option<Task<()>>,
+}
+
+/// Binds every address or takes it from `heir`, asks every backend once, starts every thread and returns when all of them
+/// accept.
 ///
 /// Must be called on the control runtime, which then serves the admin listener, the checks and the reloads.
-pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvider>) -> Result<Gate, Vec<Diagnostic>> {
+pub async fn start(
+    loaded: Loaded,
+    options: Options,
+    provider: &Arc<CryptoProvider>,
+    mut heir: Option<Inheritance>,
+) -> Result<Gate, Vec<Diagnostic>> {
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
-    let site = Site::build(&loaded, limits.connections, provider, &registry, None)
-        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
-    let passed = Passed::take();
-    let ports = ports::bind(config, sockets, &passed)?;
-    let (admin_listener, admin_address) = bind_admin(config)?;
-    let admin_socket = bind_socket(config)?;
-    let (log, guard) = start_log(&config.log, &registry)?;
-    let template = Template {
-        zero_copy: tried_paths(config.global.zero_copy, &options),
-        rustls_records: options.rustls_records,
-        registry: Arc::clone(&registry),
-        log,
-    };
+    let (ports, passed, doors) = open(config, sockets, heir.as_mut())?;
+    let (template, log) = template(config, &options, &registry)?;
     let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
     let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
     let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
     let started = config.clone();
     let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
     let live = Arc::new(Live::new(running, options.config));
-    let admin = Arc::new(admin_state(&live, &registry));
-    let mut admin_tasks = vec![tokio::spawn(admin::serve(admin_listener, Arc::clone(&admin)))];
+    let admin = Arc::new(admin_state(&live, &registry, heir.is_some()));
+    let no_admin = |error| vec![cannot_start("the admin server does not start", &error)];
+    let mut admin_tasks = vec![doors.serve_tcp(&admin).map_err(no_admin)?];
     // Clients wait in the queues of the bound sockets meanwhile: none is sent to a backend that was never asked.
     wait_for(first).await;
     let (counter, orders) = Counter::new();
-    let control = Arc::new(Control::new(&admin, &crew, &live, counter.clone()));
-    let admin_socket = admin_socket.map(|(listener, file)| {
-        admin_tasks.push(tokio::spawn(admin::serve_unix(listener, control)));
-        file
-    });
+    let (upgrade, upgrades) = mpsc::channel(1);
+    let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
+    admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
+    let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     admin.ready.store(true, Ordering::Relaxed);
-    admin_tasks.push(tokio::spawn(service::watch(Arc::clone(&crew), Arc::clone(&admin))));
-    admin_tasks.push(tokio::spawn(expiry::watch(Arc::clone(&live))));
-    admin_tasks.push(tokio::spawn(watch(Arc::clone(&live), counter.clone(), options.read_at)));
+    admin.doors.send_replace(admin::Doors::Open);
+    let predecessor = begin_to_serve(before, &registry).await?;
+    let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
     let (retire, retired) = oneshot::channel();
-    let (live_, provider) = (Arc::clone(&live), Arc::clone(provider));
+    let (replaced, is_replaced) = oneshot::channel();
+    let admin_address = doors.address;
     let governor = Governor {
-        live: live_,
+        live: Arc::clone(&live),
         started,
         ports,
         swapped: Arc::default(),
         passed,
         sockets,
         limits,
-        provider,
-        registry,
+        provider: Arc::clone(provider),
+        registry: Arc::clone(&registry),
         crew,
         admin: Arc::clone(&admin),
+        doors,
+        launch: Launch::of_this_process().map_err(|error| error.to_string()),
+        successor: None,
     };
-    let governing = tokio::spawn(governor.govern(orders, retired));
+    let governing = tokio::spawn(governor.govern(Desk { orders, upgrades, replaced, retired }));
+    let servants = Servants { admin: admin_tasks, watching, predecessor };
     Ok(Gate {
         limits,
         admin_address,
@@ -149,16 +170,59 @@ pub async fn start(loaded: Loaded, options: Options, provider: &Arc<CryptoProvid
         counter,
         governing,
         retire,
+        is_replaced,
         workers,
         admin,
-        admin_tasks,
-        _admin_socket: admin_socket,
-        log: guard,
+        registry,
+        servants,
+        log,
     })
 }
 
+/// The site of a process that begins, with what is known already.
+fn build(
+    loaded: &Loaded,
+    limits: &Limits,
+    provider: &Arc<CryptoProvider>,
+    registry: &Registry,
+    heir: Option<&Inheritance>,
+) -> Result<Site, Vec<Diagnostic>> {
+    let site = Site::build(loaded, limits.connections, provider, registry, None)
+        .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+    if let Some(heir) = heir {
+        heir.recall(&site);
+    }
+    Ok(site)
+}
+
+/// What every worker gets, and the access log's writer.
+fn template(
+    config: &Config,
+    options: &Options,
+    registry: &Arc<Registry>,
+) -> Result<(Template, Option<access_log::Guard>), Vec<Diagnostic>> {
+    let (log, guard) = start_log(&config.log, registry)?;
+    let zero_copy = tried_paths(config.global.zero_copy, options);
+    let (rustls_records, registry) = (options.rustls_records, Arc::clone(registry));
+    Ok((Template { zero_copy, rustls_records, registry, log }, guard))
+}
+
+/// The listening sockets of clients and those of the admin server.
+fn open(
+    config: &Config,
+    sockets: usize,
+    mut heir: Option<&mut Inheritance>,
+) -> Result<(Vec<Port>, Passed, Doors), Vec<Diagnostic>> {
+    let passed = heir.as_mut().map_or_else(Passed::take, |heir| std::mem::take(&mut heir.passed));
+    let (mut no_ports, mut no_doors) = (Vec::new(), doors::Inherited::default());
+    let (inherited, inherited_doors) =
+        heir.map_or((&mut no_ports, &mut no_doors), |heir| (&mut heir.ports, &mut heir.doors));
+    let ports = ports::bind(config, sockets, &passed, inherited)?;
+    Ok((ports, passed, Doors::open(config, inherited_doors)?))
+}
+
 /// What the admin listener answers from.
-fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>) -> admin::State {
+fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> admin::State {
     let allow = live.running().loaded.config.admin.allow.clone();
     let (live, registry) = (Arc::clone(live), Arc::clone(registry));
     admin::State {
@@ -171,7 +235,24 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>) -> admin::State {
             registry.forget_unused();
             text
         }),
+        // The process before this one answers until it knows that this one can.
+        doors: watch::channel(if is_shut { admin::Doors::Shut } else { admin::Doors::Open }).0,
+        seats: admin::seats(),
     }
+}
+
+/// What looks after the process and its files.
+fn watching(
+    live: &Arc<Live>,
+    (crew, admin): (&Arc<Crew>, &Arc<admin::State>),
+    counter: &Counter,
+    read_at: SystemTime,
+) -> Vec<Task<()>> {
+    vec![
+        tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
+        tokio::spawn(expiry::watch(Arc::clone(live))),
+        tokio::spawn(watch(Arc::clone(live), counter.clone(), read_at)),
+    ]
 }
 
 /// Starts the checks; those of `old` that are the same go on.
@@ -220,33 +301,50 @@ impl Gate {
         self.counter.hang_up();
     }
 
+    /// Waits until another process has taken the place of this one.
+    pub async fn replaced(&mut self) {
+        if (&mut self.is_replaced).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Takes no new connections and leaves the live ones the time that the configuration gives them; when `hurry` is ready,
     /// they end at once. Then ends every thread and writes the log out.
     pub async fn leave(self, hurry: impl Future<Output = ()>) {
         self.admin.ready.store(false, Ordering::Relaxed);
         let _ = self.retire.send(());
-        let governor = self.governing.await;
+        let (mut governor, servants) = (self.governing.await.ok(), self.servants);
         let drain = self.live.running().loaded.config.drain;
         let crew = Arc::clone(&self.workers.crew);
         let connections = crew.connections();
         info!(connections, seconds = drain.as_secs_f64(), "draining");
-        service::stopping(connections, drain);
-        // Workers hold duplicates: the last of a socket closes when its queue is empty.
-        if let Ok(governor) = governor {
-            governor.ports.iter().for_each(Port::turn_away);
-        }
-        crew.tell(|| Command::Drain(drain));
+        let part = governor.as_mut().map(|governor| governor.part(connections, drain, &servants));
+        let (given, successor) = part.unwrap_or_default();
+        crew.tell(|| Command::Drain(Departing { patience: drain, given: Arc::clone(&given) }));
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
+        let end = Instant::now() + drain;
+        let last = async {
+            let _ = (&mut ended).await;
+            // What the process before still counts would be lost with this one.
+            if let (Some(before), Some(_)) = (servants.predecessor, &successor) {
+                let _ = tokio::time::timeout_at(end, before).await;
+            }
+        };
         tokio::select! {
-            _ = &mut ended => {}
+            () = last => {}
+            () = report(successor.as_ref(), &self.registry) => {}
             () = hurry => {
                 crew.tell(|| Command::Stop);
                 let _ = ended.await;
             }
         }
-        self.admin_tasks.iter().for_each(Task::abort);
-        drop(self.log);
+        servants.watching.iter().for_each(Task::abort);
+        end_admin(servants.admin, successor.is_some()).await;
+        drop((governor, self.log));
+        if let Some(successor) = successor {
+            successor.take_leave(self.registry.totals()).await;
+        }
     }
 }
 

@@ -55,7 +55,8 @@ impl Governor {
         // would be reset.
         let ports = ports::bind_more(&loaded.config, self.sockets, &self.ports, &self.passed)?;
         let is_new = |port: &&Port| self.ports.iter().all(|old| old.id != port.id);
-        let sockets = (0..self.limits.workers).map(|worker| duplicates(worker, ports.iter().filter(is_new)));
+        let workers = self.limits.workers;
+        let sockets = (0..workers).map(|worker| duplicates((worker, workers), ports.iter().filter(is_new)));
         let sockets = sockets
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| vec![cannot_start("a new listening socket cannot be given to the workers", &error)])?;

@@ -84,8 +84,10 @@ pub(super) fn start_workers(
     let (ready, started) = mpsc::channel();
     let mut workers = Workers { crew: Arc::clone(&crew), threads: Vec::new() };
     for (index, inbox) in inboxes.into_iter().enumerate() {
-        let sockets = duplicates(index, ports)?.into_iter().zip(policies(site, ports));
-        let sockets = sockets.map(|((port, fd), (_, frontend))| (port, fd, frontend)).collect();
+        let policies = policies(site, ports);
+        let policy = |port| policies.iter().find(|(id, _)| *id == port).map(|(_, frontend)| Arc::clone(frontend));
+        let sockets = duplicates((index, limits.workers), ports)?.into_iter();
+        let sockets = sockets.filter_map(|(port, fd)| Some((port, fd, policy(port)?))).collect();
         let assignment = Assignment {
             index,
             sockets,
@@ -107,12 +109,13 @@ pub(super) fn start_workers(
     Ok(workers)
 }
 
-/// The sockets of worker number `worker`, one of each port.
+/// The sockets of one of so many workers: one of each port, or more where the process before had more workers.
 pub(super) fn duplicates<'a>(
-    worker: usize,
+    (worker, workers): (usize, usize),
     ports: impl IntoIterator<Item = &'a Port>,
 ) -> io::Result<Vec<(ports::Id, OwnedFd)>> {
-    let sockets = ports.into_iter().filter_map(|port| Some((port.id, port.socket(worker)?)));
+    let sockets =
+        ports.into_iter().flat_map(|port| port.sockets_of(worker, workers).map(move |socket| (port.id, socket)));
     sockets.map(|(port, socket)| Ok((port, socket.duplicate()?))).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -50,8 +50,17 @@ impl Bound {
         Ok(Self { socket, address, is_lent: false })
     }
 
-    /// A socket that somebody else has bound. `None`: it is no listening TCP socket.
+    /// A socket that somebody else has bound and keeps. `None`: it is no listening TCP socket.
     pub fn passed(fd: OwnedFd) -> io::Result<Option<Self>> {
+        Self::taken(fd, true)
+    }
+
+    /// As [`Self::passed`], of a process that leaves it to this one.
+    pub fn inherited(fd: OwnedFd) -> io::Result<Option<Self>> {
+        Self::taken(fd, false)
+    }
+
+    fn taken(fd: OwnedFd, is_lent: bool) -> io::Result<Option<Self>> {
         let socket = socket2::Socket::from(fd);
         let address = socket.local_addr()?.as_socket();
         let Some(address) = address.filter(|_| socket.is_listener().unwrap_or_default()) else { return Ok(None) };
@@ -60,7 +69,13 @@ impl Bound {
         socket.set_out_of_band_inline(true)?;
         // What another process may have left on it turns away whoever comes. There is an error if that is nothing.
         let _ = socket.detach_filter();
-        Ok(Some(Self { socket, address: canonical(address), is_lent: true }))
+        Ok(Some(Self { socket, address: canonical(address), is_lent }))
+    }
+
+    /// Whether somebody else keeps it open.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Whether the address is free, without taking it: nobody can connect in between.
@@ -110,6 +125,12 @@ impl Bound {
     /// A duplicate for one worker; it shares the queue with the original.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(self.socket.try_clone()?.into())
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -12,12 +12,15 @@ use std::{
 use rustls::{
     CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets},
+    server::{Acceptor, ClientHello, NoServerSessionStorage},
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::certificates::{Certificates, cut};
+use super::{
+    certificates::{Certificates, cut},
+    tickets::Tickets,
+};
 use crate::{
     alarm::Alarm,
     config::TlsVersion,
@@ -30,6 +33,7 @@ use crate::{
 pub struct Policy {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
+    tickets: Arc<Tickets>,
     alpn: bool,
 }
 
@@ -76,7 +80,7 @@ impl Policy {
         min_version: TlsVersion,
         alpn: &[String],
         provider: &Arc<CryptoProvider>,
-        tickets: Arc<dyn ProducesTickets>,
+        tickets: Arc<Tickets>,
     ) -> Result<Self, rustls::Error> {
         let certificates = Arc::new(certificates);
         let versions: &[&rustls::SupportedProtocolVersion] = match min_version {
@@ -89,22 +93,27 @@ impl Policy {
             .with_cert_resolver(Arc::clone(&certificates) as _);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
         config.ignore_client_order = true;
-        config.ticketer = tickets;
+        config.ticketer = Arc::clone(&tickets) as _;
         // Tickets carry the state; a second, locked store would only cost.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
         // For our own record layer, which takes over after the handshake.
         config.enable_secret_extraction = true;
-        Ok(Self { config: Arc::new(config), certificates, alpn: !alpn.is_empty() })
+        Ok(Self { config: Arc::new(config), certificates, tickets, alpn: !alpn.is_empty() })
     }
 }
 
 impl Policy {
+    /// The keys of its tickets.
+    pub fn tickets(&self) -> &Tickets {
+        &self.tickets
+    }
+
     /// The keys of its tickets, for the policy that is to replace it: if that one is for other names, a ticket of this is
     /// worth nothing there (traps T4), otherwise clients resume across the change (T5).
-    pub fn tickets_for(&self, certificates: &Certificates) -> Option<Arc<dyn ProducesTickets>> {
-        (self.certificates.names() == certificates.names()).then(|| Arc::clone(&self.config.ticketer))
+    pub fn tickets_for(&self, certificates: &Certificates) -> Option<Arc<Tickets>> {
+        (self.certificates.names() == certificates.names()).then(|| Arc::clone(&self.tickets))
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {

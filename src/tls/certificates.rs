@@ -121,7 +121,8 @@ impl Certificates {
         !self.candidates(name).is_empty()
     }
 
-    fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
+    /// Those that may answer a client that asks for this name, in the order they are tried; none refuses it.
+    pub fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
         let Some(name) = name else { return &self.default };
         let name = normal(name);
         let found = self.exact.get(name.as_str()).or_else(|| {
@@ -169,7 +170,7 @@ pub(super) fn cut(text: &str) -> &str {
 }
 
 /// One spelling of a name: ASCII lower case, without the dot at the end.
-fn normal(name: &str) -> String {
+pub fn normal(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 

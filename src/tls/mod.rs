@@ -6,4 +6,5 @@ pub mod client;
 pub mod crowd;
 pub mod pem;
 pub mod record;
+pub mod tickets;
 pub mod unbuffered;

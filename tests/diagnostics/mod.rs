@@ -9,10 +9,14 @@ use std::{
 };
 
 use proptest::prelude::*;
-use sluicegate::config::{
-    self, Diagnostic,
-    code::{CODES, Stage},
-    diagnostic::{render, to_json},
+use sluicegate::{
+    config::{
+        self, Diagnostic,
+        code::{CODES, Stage},
+        diagnostic::{render, to_json},
+    },
+    load::{self, Text},
+    tls::acceptor,
 };
 
 fn toml_files(directory: &str) -> Vec<PathBuf> {
@@ -35,11 +39,28 @@ fn diagnostics(text: &str) -> Vec<Diagnostic> {
 
 #[test]
 fn each_mistake_is_told_as_written_down() {
+    each_case_is_as_written_down("tests/diagnostics/cases", |_, text| {
+        render(&diagnostics(text), Path::new("sluicegate.toml"), text, false)
+    });
+}
+
+/// What only shows when the files that are named are read.
+#[test]
+fn each_doubt_about_files_is_told_as_written_down() {
+    each_case_is_as_written_down("tests/diagnostics/files", |case, text| {
+        let path = Path::new("tests/diagnostics/files").join(case.file_name().unwrap());
+        let source = Text { path: path.clone(), text: text.to_owned() };
+        let found = load::load(&source, &acceptor::provider()).map_or_else(|errors| errors, |loaded| loaded.warnings);
+        render(&found, &path, text, false)
+    });
+}
+
+fn each_case_is_as_written_down(directory: &str, told: impl Fn(&Path, &str) -> String) {
     let bless = std::env::var_os("SLUICEGATE_BLESS").is_some();
     let mut wrong = Vec::new();
-    for case in toml_files("tests/diagnostics/cases") {
+    for case in toml_files(directory) {
         let text = fs::read_to_string(&case).unwrap();
-        let told = render(&diagnostics(&text), Path::new("sluicegate.toml"), &text, false);
+        let told = told(&case, &text);
         let expected = case.with_extension("stderr");
         if bless {
             fs::write(&expected, told).unwrap();

@@ -69,7 +69,7 @@ impl Inside {
             runtime.block_on(async {
                 let provider = faulty();
                 let loaded = load(&Text { path: "sluicegate.toml".into(), text }, &provider).unwrap();
-                let gate = supervisor::start(loaded, supervisor::Options::default(), &provider).await.unwrap();
+                let gate = supervisor::start(loaded, supervisor::Options::default(), &provider, None).await.unwrap();
                 sender.send(gate.listening()).unwrap();
                 let _ = stopped.await;
                 gate.leave(std::future::ready(())).await;

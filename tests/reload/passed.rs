@@ -7,9 +7,10 @@ use std::{
 
 use super::{append, edit, reload};
 use crate::support::{
-    Backend, Gate, LATE, Process,
+    Backend, Gate, LATE, Lineage, Process,
     client::{ask, bounded},
-    gate::tcp,
+    gate::{Plan, tcp},
+    process::BINARY,
 };
 
 /// A service manager that has bound one socket.
@@ -26,15 +27,22 @@ impl Manager {
         self.socket.local_addr().unwrap()
     }
 
+    fn socket(&self) -> OwnedFd {
+        self.socket.try_clone().unwrap().into()
+    }
+
     /// A gate with a listener of its own, and `more`.
     fn start(&self, backend: &Backend, more: &str) -> Gate {
-        let text = tcp("") + more + "[pool.web]\n" + &super::member("a", backend.address);
-        let plan = super::plan(&text);
+        let plan = Self::plan(backend, more);
         plan.write();
-        let directory = plan.into_directory();
-        let socket = OwnedFd::from(self.socket.try_clone().unwrap());
-        let process = Process::start_with_socket(socket, &["run", "--config", "sluicegate.toml"], directory.path());
+        let (directory, arguments) = (plan.into_directory(), ["run", "--config", "sluicegate.toml"]);
+        let process = Process::start_with_socket(BINARY.as_ref(), self.socket(), &arguments, directory.path());
         Gate::over(process, directory, LATE)
+    }
+
+    fn plan(backend: &Backend, more: &str) -> Plan {
+        let text = tcp("") + more + "[pool.web]\n" + &super::member("a", backend.address);
+        super::plan(&text)
     }
 
     fn listener(&self) -> String {
@@ -80,5 +88,26 @@ fn a_passed_socket_lives_on_after_a_reload_that_removes_its_listener() {
     assert_eq!(answer(early), "a", "who came while no listener had it");
     edit(&gate, &manager.listener(), "");
     reload(&gate);
+    gate.finish();
+}
+
+/// What no listener has goes over as well, and it stays the manager's.
+#[test]
+fn a_passed_socket_goes_over_in_an_upgrade() {
+    let (backend, manager) = (Backend::named("a"), Manager::new());
+    let mut line = Lineage::start_with_socket(Manager::plan(&backend, &manager.listener()), manager.socket());
+    line.upgrade();
+    assert_eq!(ask(manager.address()), "a", "of a listener");
+    edit(&line.gate, &manager.listener(), "");
+    reload(&line.gate);
+    line.wait_alone(LATE);
+    line.upgrade();
+    append(&line.gate, &manager.listener());
+    reload(&line.gate);
+    assert_eq!(ask(manager.address()), "a", "of no listener");
+    line.finish();
+    let early = TcpStream::connect(manager.address()).expect("the manager listens");
+    let gate = manager.start(&backend, &manager.listener());
+    assert_eq!(answer(early), "a", "who came between two processes");
     gate.finish();
 }

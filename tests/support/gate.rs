@@ -102,6 +102,14 @@ impl Plan {
         Gate::over(process, self.directory, self.deadline)
     }
 
+    /// As [`Self::start`], from another file.
+    #[track_caller]
+    pub fn start_program(self, program: &Path) -> Gate {
+        self.write();
+        let process = Process::start_program(program, &self.arguments(), self.path());
+        Gate::over(process, self.directory, self.deadline)
+    }
+
     #[track_caller]
     fn start_as_nobody(self, setpriv: &Path) -> Gate {
         let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -252,12 +260,18 @@ impl Gate {
         self.check();
     }
 
+    /// Waits until everything is back where it was after the start.
     #[track_caller]
-    fn check(&mut self) {
-        self.checked = true;
+    pub fn wait_quiet(&self) {
         let mut last = String::new();
         let quiet = wait_for(SOON, || self.restless().inspect(|why| last.clone_from(why)).is_none().then_some(()));
         assert!(quiet.is_some(), "not back at the baseline: {last}");
+    }
+
+    #[track_caller]
+    fn check(&mut self) {
+        self.checked = true;
+        self.wait_quiet();
         self.process.stop();
         self.records();
     }

@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod client;
 pub mod gate;
 pub mod hello;
+pub mod lineage;
 pub mod load;
 pub mod metrics;
 pub mod nginx;
@@ -29,6 +30,7 @@ pub use backend::Backend;
 pub use busy::Busy;
 pub use certificates::Authority;
 pub use gate::Gate;
+pub use lineage::Lineage;
 pub use load::Load;
 pub use metrics::Metrics;
 pub use process::Process;
@@ -44,6 +46,11 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub const LATE: Duration = Duration::from_secs(90);
 
 const POLL: Duration = Duration::from_millis(5);
+
+/// Whether tests have their full length.
+pub fn full() -> bool {
+    std::env::var("SLUICEGATE_FULL").as_deref() == Ok("1")
+}
 
 /// This process may open as many descriptors as the host lets it.
 pub fn raise_descriptor_limit() {

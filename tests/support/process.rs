@@ -71,10 +71,10 @@ impl Process {
     }
 
     /// As [`Self::start`], with a listening socket that is passed as a service manager does it. Who passes it keeps it.
-    pub fn start_with_socket(socket: OwnedFd, arguments: &[&str], directory: &Path) -> Self {
+    pub fn start_with_socket(program: &Path, socket: OwnedFd, arguments: &[&str], directory: &Path) -> Self {
         // Whatever else is started meanwhile does not get the socket: it travels as the shell's input.
         let script = "export LISTEN_FDS=1 LISTEN_PID=$$ && exec \"$0\" \"$@\" 3<&0 0</dev/null";
-        Self::spawn_with(socket.into(), Command::new("sh").args(["-c", script, BINARY]).args(arguments), directory)
+        Self::spawn_with(socket.into(), Command::new("sh").args(["-c", script]).arg(program).args(arguments), directory)
     }
 
     /// A program that becomes `sluicegate`.
@@ -139,6 +139,11 @@ impl Process {
             reader.join().unwrap();
         }
         Some(status)
+    }
+
+    /// How it ended, if it has. Its output may go on: others may write there.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child")
     }
 
     pub fn signal(&self, signal: Signal) {
