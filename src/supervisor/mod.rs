@@ -142,8 +142,7 @@ pub async fn start(
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
     let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
-    let (retire, retired) = oneshot::channel();
-    let (replaced, is_replaced) = oneshot::channel();
+    let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
         live: Arc::clone(&live),
