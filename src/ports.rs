@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use tracing::warn;
 
 use crate::{
     config::{
-        Config, Diagnostic,
+        Config, Diagnostic, Located,
         code::{BIND_KEPT, CANNOT_LISTEN},
         diagnostic::Origin,
     },
@@ -35,6 +36,11 @@ pub struct Port {
     sockets: Arc<[Bound]>,
 }
 
+/// The listening sockets that the service manager has bound for us. It goes on to have them, so a listener that is given up
+/// and comes back, or comes later, finds its own here.
+#[derive(Debug, Default)]
+pub struct Passed(Vec<Arc<[Bound]>>);
+
 /// Which port it is: no two of a process ever share one, not even one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Id(u64);
@@ -51,7 +57,7 @@ pub struct Inherited {
 }
 
 impl Port {
-    fn new(listener: &str, bind: SocketAddr, v6_only: bool, sockets: Vec<Bound>) -> Self {
+    fn new(listener: &str, bind: SocketAddr, v6_only: bool, sockets: Arc<[Bound]>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: Id(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -59,7 +65,7 @@ impl Port {
             address: sockets.first().map_or(bind, Bound::address),
             bind,
             v6_only,
-            sockets: sockets.into(),
+            sockets,
         }
     }
 
@@ -81,53 +87,95 @@ impl Port {
         }
     }
 
+    /// Whether the service manager has bound it.
+    pub fn is_passed(&self) -> bool {
+        self.sockets.iter().all(Bound::is_lent)
+    }
+
+    /// Whether a socket of that address would take clients of this one.
+    fn overlaps(&self, bind: SocketAddr) -> bool {
+        let (own, other) = (self.address.ip(), bind.ip());
+        let covers = |wide: IpAddr, narrow: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4());
+        self.address.port() == bind.port() && (own == other || covers(own, other) || covers(other, own))
+    }
+
     /// Whether this is what is asked for. A port that the kernel chose belongs to its listener.
     fn is_for(&self, listener: &str, bind: SocketAddr) -> bool {
         self.bind == bind && (bind.port() != 0 || *self.listener == *listener)
     }
 }
 
-/// Binds every address, with `sockets` of each, or takes what is among `inherited` or `passed`; what is not needed stays in
-/// `inherited`. Every failure is told, not only the first.
+impl Passed {
+    /// What the service manager has given to this process, the first time it is asked.
+    pub fn take() -> Self {
+        let sockets = passed::take().and_then(|fds| fds.into_iter().map(Bound::passed).collect::<io::Result<Vec<_>>>());
+        let sockets = sockets.unwrap_or_else(|error| {
+            warn!(%error, "the sockets that the service manager passes cannot be used");
+            Vec::new()
+        });
+        Self::new(sockets.into_iter().flatten())
+    }
+
+    pub fn new(sockets: impl IntoIterator<Item = Bound>) -> Self {
+        Self(sockets.into_iter().map(|socket| Arc::from([socket])).collect())
+    }
+
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().flat_map(|sockets| sockets.iter()).map(AsFd::as_fd)
+    }
+
+    /// Of this address, as it is written; one, however many workers there are.
+    fn sockets(&self, bind: SocketAddr) -> Option<Arc<[Bound]>> {
+        self.0.iter().find(|sockets| sockets.iter().all(|socket| socket.address() == bind)).map(Arc::clone)
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().flat_map(|sockets| sockets.iter()).map(Bound::address)
+    }
+}
+
+/// Binds every address, with `sockets` of each, or takes what is among `inherited` or `passed`; what is not needed stays
+/// there. Every failure is told, not only the first.
 ///
 /// An inherited port gets no further sockets, however many workers there are: if this process fails before it serves, clients
 /// in their queues would be reset.
 pub fn bind(
     config: &Config,
     sockets: usize,
-    mut passed: Vec<Bound>,
+    passed: &Passed,
     inherited: &mut Vec<Inherited>,
 ) -> Result<Vec<Port>, Vec<Diagnostic>> {
-    let ports = each_bind(config, |listener, bind, v6_only| {
-        let ready = inherit(inherited, listener, bind)
-            .or_else(|| passed.extract_if(.., |socket| socket.address() == bind).next().map(|socket| vec![socket]));
-        let bound = ready.map_or_else(|| bind_one(bind, v6_only, sockets), Ok);
-        bound.map(|sockets| Port::new(listener, bind, v6_only, sockets))
-    });
-    for socket in passed {
-        warn!(address = %socket.address(), "the service manager passes a socket that no listener has");
+    let ports = each_bind(config, &[], |listener, bind, v6_only| {
+        let sockets = match inherit(inherited, listener, bind) {
+            Some(sockets) => sockets.into(),
+            None => passed_or_bound(bind, v6_only, sockets, passed)?,
+        };
+        Ok(Port::new(listener, bind, v6_only, sockets))
+    })?;
+    for address in passed.addresses().filter(|address| ports.iter().all(|port| port.address != *address)) {
+        warn!(%address, "the service manager passes a socket that no listener has");
     }
-    ports
+    Ok(ports)
 }
 
 /// As [`bind`], for a process that has `old` ports: what is bound stays bound. Nothing is closed here.
-pub fn bind_more(config: &Config, sockets: usize, old: &[Port]) -> Result<Vec<Port>, Vec<Diagnostic>> {
+pub fn bind_more(config: &Config, sockets: usize, old: &[Port], passed: &Passed) -> Result<Vec<Port>, Vec<Diagnostic>> {
     let mut left = old.to_vec();
-    each_bind(config, |listener, bind, v6_only| {
+    each_bind(config, old, |listener, bind, v6_only| {
         let known = left.extract_if(.., |port| port.is_for(listener, bind)).next();
-        match known {
-            Some(port) => Ok(Port { listener: listener.into(), ..port }),
-            None => Ok(Port::new(listener, bind, v6_only, bind_one(bind, v6_only, sockets)?)),
+        if let Some(port) = known {
+            return Ok(Port { listener: listener.into(), ..port });
         }
+        Ok(Port::new(listener, bind, v6_only, passed_or_bound(bind, v6_only, sockets, passed)?))
     })
 }
 
 /// Whether [`bind_more`] would succeed. Nobody can connect to what is tried.
-pub fn try_more(config: &Config, old: &[Port]) -> Result<(), Vec<Diagnostic>> {
+pub fn try_more(config: &Config, old: &[Port], passed: &Passed) -> Result<(), Vec<Diagnostic>> {
     let mut left = old.to_vec();
-    let tried = each_bind(config, |listener, bind, v6_only| {
+    let tried = each_bind(config, old, |listener, bind, v6_only| {
         let known = left.extract_if(.., |port| port.is_for(listener, bind)).next();
-        if known.is_some() { Ok(()) } else { Bound::probe(bind, v6_only) }
+        if known.is_some() || passed.sockets(bind).is_some() { Ok(()) } else { Bound::probe(bind, v6_only) }
     });
     tried.map(drop)
 }
@@ -147,9 +195,10 @@ pub fn kept_otherwise(config: &Config, ports: &[Port]) -> Vec<Diagnostic> {
     kept.collect()
 }
 
-/// Does something for every bind; what fails is told.
+/// Does something for every bind; what fails is told, and whether one of the `old` ports is to blame.
 fn each_bind<T>(
     config: &Config,
+    old: &[Port],
     mut act: impl FnMut(&str, SocketAddr, bool) -> io::Result<T>,
 ) -> Result<Vec<T>, Vec<Diagnostic>> {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
@@ -157,7 +206,14 @@ fn each_bind<T>(
         for bind in &listener.binds {
             match act(&listener.name, bind.value, v6_only(config, bind.value)) {
                 Ok(one) => done.push(one),
-                Err(error) => failures.push(cannot_listen(bind.value, &error, Some(bind.span.clone()))),
+                Err(error) => {
+                    let own =
+                        old.iter().find(|port| error.kind() == io::ErrorKind::AddrInUse && port.overlaps(bind.value));
+                    failures.push(own.map_or_else(
+                        || cannot_listen(bind.value, &error, Some(bind.span.clone())),
+                        |own| is_our_own(own, bind),
+                    ));
+                }
             }
         }
     }
@@ -174,14 +230,8 @@ fn inherit(inherited: &mut Vec<Inherited>, listener: &str, bind: SocketAddr) -> 
     inherited.extract_if(.., is_meant).next().map(|port| port.sockets)
 }
 
-/// The listening sockets that the service manager has bound for us.
-pub fn passed() -> Vec<Bound> {
-    let sockets = passed::take().and_then(|fds| fds.into_iter().map(Bound::passed).collect::<io::Result<Vec<_>>>());
-    let sockets = sockets.unwrap_or_else(|error| {
-        warn!(%error, "the sockets that the service manager passes cannot be used");
-        Vec::new()
-    });
-    sockets.into_iter().flatten().collect()
+fn passed_or_bound(bind: SocketAddr, v6_only: bool, sockets: usize, passed: &Passed) -> io::Result<Arc<[Bound]>> {
+    passed.sockets(bind).map_or_else(|| Ok(bind_one(bind, v6_only, sockets)?.into()), Ok)
 }
 
 /// What to do when an address cannot be bound.
@@ -205,19 +255,29 @@ pub fn cannot_listen(address: SocketAddr, error: &io::Error, span: Option<Range<
     Diagnostic::error(CANNOT_LISTEN, format!("cannot listen on {address}: {}", plain(error))).from(origin).help(help)
 }
 
+/// A bind that one of our own sockets is in the way of. That one stays until the next configuration is in force.
+fn is_our_own(Port { listener, address, .. }: &Port, bind: &Located<SocketAddr>) -> Diagnostic {
+    let message = format!("cannot listen on {}: this process listens on {address} itself, as `{listener}`", bind.value);
+    Diagnostic::error(CANNOT_LISTEN, message)
+        .at(bind.span.clone())
+        .note("a socket is given up only when the next one is bound, and these two cannot be there together")
+        .help(format!("leave {address} out and reload, then write this bind and reload again; or restart the process"))
+}
+
 fn bind_one(address: SocketAddr, v6_only: bool, sockets: usize) -> io::Result<Vec<Bound>> {
     let backlog = host::backlog();
+    let listen = |address, shared| Bound::listen(address, v6_only, shared, backlog);
     if sockets == 1 {
-        return Ok(vec![Bound::listen(address, v6_only, false, backlog)?]);
+        return Ok(vec![listen(address, false)?]);
     }
     // Sharing is for our own workers: a port that another process shares would silently lose connections to it. (A port
     // that the kernel chooses is free.)
     if address.port() != 0 {
         Bound::probe(address, v6_only)?;
     }
-    let first = Bound::listen(address, v6_only, true, backlog)?;
+    let first = listen(address, true)?;
     let address = first.address();
-    let rest = (1..sockets).map(|_| Bound::listen(address, v6_only, true, backlog));
+    let rest = (1..sockets).map(|_| listen(address, true));
     std::iter::once(Ok(first)).chain(rest).collect()
 }
 

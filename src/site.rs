@@ -9,7 +9,10 @@ use crate::{
     config,
     frontend::{Common, Firewall, Frontend, Limit},
     load::{Loaded, Materials},
-    metrics::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, Registry},
+    metrics::{
+        BackendGauges, CertificateGauges, Gauges, ListenerGauges, PerWorker, PoolGauges, PrefixGauges, Registry,
+        RuleCells,
+    },
     pool::{Mode, Pool},
     sys::clock::{self, Moment},
     tls::{acceptor::Policy, certificates::Certificates, tickets::Tickets},
@@ -28,6 +31,8 @@ pub struct Site {
     certificates: Vec<CertificateGauges>,
     served_certificates: Vec<ServedCertificate>,
     prefixes: Vec<PrefixGauges>,
+    /// Of each rule, under whatever it has done since it has its name: no counter is lost when that changes.
+    _rules: Vec<Arc<PerWorker<RuleCells>>>,
 }
 
 /// A certificate of one listener, as people want to see it.
@@ -74,6 +79,7 @@ impl Site {
         let rules = config.firewall.rules.iter().zip(&loaded.prefixes);
         let prefixes =
             rules.map(|(rule, &(v4, v6))| PrefixGauges { rule: rule.name.clone(), v4: v4 as u64, v6: v6 as u64 });
+        let names = config.firewall.rules.iter().map(|rule| rule.name.as_str());
         Ok(Self {
             frontends,
             pools,
@@ -82,6 +88,7 @@ impl Site {
             certificates: certificates(loaded),
             served_certificates: served_certificates(loaded),
             prefixes: prefixes.collect(),
+            _rules: names.chain(["default"]).flat_map(|name| registry.rules_of(name)).collect(),
         })
     }
 

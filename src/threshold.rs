@@ -29,8 +29,9 @@ impl Threshold {
     }
 
     /// Continues from a state that is known already.
-    pub fn known(rise: u32, fall: u32, up: bool) -> Self {
-        Self { up: Some(up), ..Self::new(rise, fall) }
+    #[must_use]
+    pub fn knowing(self, up: bool) -> Self {
+        Self { up: Some(up), against: 0, ..self }
     }
 
     /// Takes an answer. The first decides at once, later ones only in a row: one answer that fits the state and counting
@@ -72,10 +73,10 @@ mod tests {
 
     #[test]
     fn b5_only_answers_in_a_row_count() {
-        let mut threshold = Threshold::known(2, 3, true);
+        let mut threshold = Threshold::new(2, 3).knowing(true);
         let expected = [(7, Change::Turned { up: false }), (11, Change::Turned { up: true })];
         assert_eq!(changes(&mut threshold, "-+--+---+-++-"), expected);
-        assert_eq!(changes(&mut Threshold::known(2, 2, true), &"-+".repeat(100)), []);
+        assert_eq!(changes(&mut Threshold::new(2, 2).knowing(true), &"-+".repeat(100)), []);
     }
 
     #[test]
@@ -83,7 +84,7 @@ mod tests {
         // Whatever the answers are: every sequence of twelve.
         for bits in 0..1_u32 << 12 {
             let answers: String = (0..12).map(|bit| if bits >> bit & 1 == 1 { '+' } else { '-' }).collect();
-            let found = changes(&mut Threshold::known(2, 3, true), &answers);
+            let found = changes(&mut Threshold::new(2, 3).knowing(true), &answers);
             let mut last = 0;
             for (index, change) in found {
                 let window = if change == (Change::Turned { up: true }) { 2 } else { 3 };

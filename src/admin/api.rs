@@ -151,6 +151,9 @@ impl IntoResponse for Refused {
         let (status, error) = match self {
             Self::Unknown(error) => (StatusCode::NOT_FOUND, error),
             Self::Invalid(error) => (StatusCode::BAD_REQUEST, error),
+            Self::Busy(orders) => {
+                (StatusCode::TOO_MANY_REQUESTS, format!("{orders} reloads or plans wait already: try again"))
+            }
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping".to_owned()),
             Self::Kept(error) => (StatusCode::CONFLICT, error),
         };

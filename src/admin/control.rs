@@ -16,20 +16,23 @@ use super::{
     State,
     answers::{self, Changed, Connections, Upgraded, Which},
     api::Peer,
+    names::{filter, find, known},
 };
 use crate::{
     backend::{Backend, Health},
     config::{Role, diagnostic},
     crew::Crew,
-    drain::inquiry::{ConnectionId, Filter},
+    drain::inquiry::Answers,
     frontend::Frontend,
     health::{Report, checker::tell_mode},
     moment::Moment,
     pool::{Mode, Pool},
     running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
-    site::Site,
     sys::clock,
 };
+
+/// Orders that wait or are carried out.
+const MOST_ORDERS: usize = 8;
 
 /// Connections that are described unless a limit is given, and at most.
 const DESCRIBED: usize = 1_000;
@@ -44,6 +47,8 @@ pub struct Control {
     upgrades: mpsc::Sender<UpgradeOrder>,
     /// One at a time.
     upgrading: Semaphore,
+    /// Fewer than the connections of the socket: who waits for a reload keeps nobody else out.
+    orders: Semaphore,
     started: Instant,
 }
 
@@ -56,6 +61,8 @@ pub enum Refused {
     Invalid(String),
     /// The process is stopping, so nothing is changed any more.
     Stopping,
+    /// So many orders wait already.
+    Busy(usize),
     /// It was tried, or is not possible now: everything is as it was.
     Kept(String),
 }
@@ -71,7 +78,16 @@ impl Control {
         (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
     ) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
-        Self { state, crew, live, counter, upgrades, upgrading: Semaphore::new(1), started: Instant::now() }
+        Self {
+            state,
+            crew,
+            live,
+            counter,
+            upgrades,
+            upgrading: Semaphore::new(1),
+            orders: Semaphore::new(MOST_ORDERS),
+            started: Instant::now(),
+        }
     }
 
     pub fn status(&self) -> answers::Status {
@@ -97,6 +113,7 @@ impl Control {
 
     /// Has the configuration read again, or told what that would do.
     pub async fn order(&self, peer: Peer, task: Task, styled: bool) -> Result<answers::Reloaded, Refused> {
+        let Ok(_seat) = self.orders.try_acquire() else { return Err(Refused::Busy(MOST_ORDERS)) };
         let who = Who::Operator { uid: peer.uid, pid: peer.pid };
         let is_plan = matches!(task, Task::Plan { .. });
         let verdict = self.counter.order(who, task).await;
@@ -138,7 +155,7 @@ impl Control {
     /// The connections that are meant, the oldest first.
     pub async fn connections(&self, which: &Which) -> Result<Connections, Refused> {
         let most = which.limit.unwrap_or(DESCRIBED).min(MOST_DESCRIBED);
-        let mut answers = self.crew.ask(&self.filter(which)?, false, most).await;
+        let mut answers = self.ask(which, false, most).await?;
         answers.sights.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
         Ok(Connections { total: answers.matched, connections: answers.sights })
     }
@@ -150,7 +167,7 @@ impl Control {
                 "which connections? give an id, a listener, a client or a backend".to_owned(),
             ));
         }
-        let ended = self.crew.ask(&self.filter(which)?, true, 0).await.matched;
+        let ended = self.ask(which, true, 0).await?.matched;
         match &which.id {
             Some(id) if ended == 0 => Err(Refused::Unknown(format!("no connection has the id `{id}`"))),
             _ => Ok(ended),
@@ -208,57 +225,15 @@ impl Control {
         Ok(Changed { pool: pool.name.to_string(), backend })
     }
 
-    fn filter(&self, which: &Which) -> Result<Filter, Refused> {
-        let running = self.live.running();
-        let site = &running.site;
-        let mut filter = Filter::default();
-        if let Some(id) = &which.id {
-            let unknown = || Refused::Invalid(format!("`{id}` is no id of a connection: 12 hexadecimal digits"));
-            filter.id = Some(ConnectionId::parse(id).ok_or_else(unknown)?);
+    /// Asks those that are meant. A name that the configuration does not have is still one while somebody has it.
+    async fn ask(&self, which: &Which, ends: bool, most: usize) -> Result<Answers, Refused> {
+        let filter = filter(which)?;
+        let answers = self.crew.ask(&filter, ends, most).await;
+        if answers.matched == 0 {
+            known(&self.live.running().site, which)?;
         }
-        if let Some(client) = &which.client {
-            let reason = |error| Refused::Invalid(format!("`{client}` is no address and no network: {error}"));
-            filter.client = Some(client.parse().map_err(reason)?);
-        }
-        if let Some(name) = &which.listener {
-            let known: Vec<_> = site.frontends.iter().map(|frontend| &*frontend.name).collect();
-            filter.listener = Some(known_name("listener", name, &known)?);
-        }
-        match which.backend.as_deref().map(|name| (name, name.contains('/'))) {
-            Some((name, true)) => {
-                let (pool, backend) = find(site, name)?;
-                (filter.pool, filter.backend) = (Some(pool.name.to_string()), Some(backend.name.to_string()));
-            }
-            Some((name, false)) => filter.pool = Some(find_pool(site, name)?.name.to_string()),
-            None => {}
-        }
-        Ok(filter)
+        Ok(answers)
     }
-}
-
-/// The backend that `POOL/BACKEND` names.
-fn find<'a>(site: &'a Site, name: &str) -> Result<(&'a Pool, &'a Backend), Refused> {
-    let split = || Refused::Invalid(format!("`{name}` is no POOL/BACKEND"));
-    let (pool, backend) = name.split_once('/').ok_or_else(split)?;
-    let pool = find_pool(site, pool)?;
-    let known: Vec<_> = pool.backends().map(|backend| &*backend.name).collect();
-    let backend = known_name(&format!("backend of pool `{}`", pool.name), backend, &known)?;
-    let found = pool.backends().find(|known| *known.name == *backend);
-    found.map(|found| (pool, &**found)).ok_or(Refused::Unknown(backend))
-}
-
-fn find_pool<'a>(site: &'a Site, name: &str) -> Result<&'a Pool, Refused> {
-    let known: Vec<_> = site.pools.iter().map(|pool| &*pool.name).collect();
-    let name = known_name("pool", name, &known)?;
-    site.pools.iter().find(|pool| *pool.name == *name).map(|pool| &**pool).ok_or(Refused::Unknown(name))
-}
-
-/// The name, if it is one of those that are known.
-fn known_name(what: &str, name: &str, known: &[&str]) -> Result<String, Refused> {
-    if known.contains(&name) {
-        return Ok(name.to_owned());
-    }
-    Err(Refused::Unknown(format!("no {what} is called `{name}`; there are: {}", known.join(", "))))
 }
 
 fn listener(frontend: &Frontend, addresses: &[(Arc<str>, SocketAddr)]) -> answers::Listener {

@@ -8,6 +8,7 @@ pub mod answers;
 mod api;
 pub mod control;
 mod guard;
+mod names;
 
 use std::{
     convert::Infallible,

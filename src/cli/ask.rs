@@ -135,7 +135,10 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> any
     let stream = UnixStream::connect(socket).await.map_err(|error| {
         let cure = match error.kind() {
             ErrorKind::PermissionDenied => "the socket is for the user of the process: try sudo",
-            _ => "is it running, with `[admin] socket`? --socket PATH names another",
+            _ => {
+                "is it running, with `[admin] socket`? If that was changed since it was started, it still has the one of \
+                 before: --socket PATH names it"
+            }
         };
         anyhow!("no process answers at `{}`: {error}; {cure}", socket.display())
     })?;

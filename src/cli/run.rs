@@ -70,7 +70,7 @@ pub(super) fn serve(
     let _messages = messages::init_messages(log.format, log.level).context("cannot set messages up")?;
     messages::tell_panics();
     let runtime = control_runtime()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut signals = Signals::new(options.config.is_some()).context("cannot take signals over")?;
         let heir = match summons {
             Some(summons) => Some(summons.follow().await.context("the upgrade broke off")?),
@@ -108,7 +108,10 @@ pub(super) fn serve(
         gate.leave(hurry).await;
         info!("stopped");
         Ok(())
-    })
+    });
+    // Somebody may still be reading a file that never ends.
+    runtime.shutdown_background();
+    ended
 }
 
 /// The control thread is the one that calls; blocking work gets threads of its own.

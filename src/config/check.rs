@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
 };
 
@@ -61,6 +61,37 @@ fn binds(file: &File, report: &mut Report) {
             );
             seen.insert(bind.value, first);
         }
+    }
+    overlaps(file, &seen, report);
+}
+
+/// A bind of one address beside one of all addresses with the same port: the kernel gives it to one of them.
+fn overlaps(file: &File, seen: &HashMap<SocketAddr, String>, report: &mut Report) {
+    let all_v4 = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let all_v6 = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let mut found = |bind: SocketAddr, span: Option<&Range<usize>>| {
+        let port = bind.port();
+        // `[::]` takes IPv4 clients too, unless `0.0.0.0` is bound.
+        let wide = match bind {
+            _ if port == 0 || bind.ip().is_unspecified() => return,
+            SocketAddr::V4(_) => [all_v4(port), all_v6(port)].into_iter().find(|wide| seen.contains_key(wide)),
+            SocketAddr::V6(_) => Some(all_v6(port)).filter(|wide| seen.contains_key(wide)),
+        };
+        let Some((wide, place)) = wide.and_then(|wide| seen.get_key_value(&wide)) else { return };
+        let message = format!("`{bind}` is bound twice: `{wide}` has it too");
+        let problem = Diagnostic::error(code::DUPLICATE_ADDRESS, message).note(place.as_str());
+        let problem = problem.help("leave one of the two out, or choose another port");
+        report.push(match span {
+            Some(span) => problem.at(span.clone()),
+            None => problem,
+        });
+    };
+    for bind in file.listeners.iter().flat_map(|listener| all(listener.bind.as_ref())) {
+        found(bind.value, Some(&bind.span));
+    }
+    match &file.admin.bind {
+        Some(bind) => found(bind.value, Some(&bind.span)),
+        None => found(DEFAULT_ADMIN_BIND, None),
     }
 }
 

@@ -1,12 +1,10 @@
 //! One task for each backend that is checked, on the control runtime.
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -17,10 +15,11 @@ use super::{
     attempt::verdict,
     hindrances::Hindrances,
     pace::Pace,
+    post::Post,
     probe::{Failure, Probe, Progress, RESERVED},
 };
 use crate::{
-    backend::{Backend, Health},
+    backend::{Backend, Health, Id},
     config,
     load::CheckMaterials,
     metrics::{CheckCells, CheckResult, PerWorker, Registry, Transition},
@@ -45,7 +44,7 @@ pub struct Watched<'a> {
     pub pool: Arc<Pool>,
     pub config: &'a config::Pool,
     pub materials: &'a CheckMaterials,
-    /// The same as before: then the checks of backends that stay go on.
+    /// Backends are asked the same as before: the checks of those that stay go on.
     pub is_same: bool,
 }
 
@@ -55,7 +54,7 @@ pub struct Checkers {
     /// One for each backend that is checked, in the order of the configuration.
     checks: Vec<Arc<Running>>,
     /// Of every backend, also of those that nobody checks: their series stay.
-    _cells: Vec<Arc<PerWorker<CheckCells>>>,
+    cells: HashMap<Id, Arc<PerWorker<CheckCells>>>,
     rhythm: Rhythm,
     reserve: Arc<Reserve>,
 }
@@ -81,15 +80,6 @@ struct Running {
     post: Arc<Post>,
     /// Ends with this, unless connections of a configuration that is gone still depend on it.
     task: AbortHandle,
-}
-
-/// For whom a backend is checked.
-#[derive(Debug)]
-struct Post {
-    /// The pool that it is a member of now.
-    pool: Mutex<Arc<Pool>>,
-    /// It is a member no more.
-    is_left: AtomicBool,
 }
 
 /// What the last checks of a backend found.
@@ -121,8 +111,20 @@ struct Checker {
     report: Arc<Mutex<Report>>,
     hindrances: Hindrances,
     close: Close,
+    prior: Prior,
     /// Dropped with the first verdict.
     first: Option<mpsc::Sender<()>>,
+}
+
+/// What there was before a checker begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prior {
+    /// Nobody knows the backend.
+    Nothing,
+    /// It was a member already, and nobody checked it.
+    Unchecked,
+    /// It was checked otherwise.
+    Checked,
 }
 
 impl std::fmt::Debug for Watch<'_> {
@@ -132,43 +134,69 @@ impl std::fmt::Debug for Watch<'_> {
 }
 
 impl Checkers {
-    /// Begins to check; the first questions are asked at once. What `old` checks already it goes on checking. Needs the
-    /// control runtime.
+    /// Begins to check; the first questions are asked at once. What `old` checks already it goes on checking; a member of
+    /// `old` that is to be asked something else is asked from [`Self::adopt`] on. Needs the control runtime.
     pub fn start(watch: &Watch, old: Option<&Self>) -> (Self, FirstVerdicts) {
         let (first_sender, first) = mpsc::channel(1);
         let mut rhythm = old.map_or_else(Rhythm::new, |old| old.rhythm);
         let reserve = old.map_or_else(|| Reserve::watched(RESERVED), |old| Arc::clone(&old.reserve));
-        let (mut checks, mut all_cells) = (Vec::new(), Vec::new());
+        let checked = old.map(Self::by_backend).unwrap_or_default();
+        let (mut checks, mut all_cells) = (Vec::new(), HashMap::new());
         for watched in &watch.pools {
             for backend in watched.pool.backends() {
                 let cells = watch.registry.checks(&watched.pool.name, &backend.name);
-                all_cells.push(Arc::clone(&cells));
+                all_cells.insert(backend.id, Arc::clone(&cells));
                 let Some(check) = &watched.config.check else { continue };
-                let known = old.and_then(|old| old.checks.iter().find(|known| known.backend.id == backend.id));
-                // Where the process before has told what is known, nobody has to wait.
-                let is_awaited = old.is_some() || backend.health() == Health::Unknown;
-                let first = is_awaited.then(|| first_sender.clone());
-                let start =
-                    || Running::start(watch, watched, (backend, check), (&mut rhythm, &reserve), (cells, first));
-                checks.push(known.filter(|_| watched.is_same).map_or_else(|| Arc::new(start()), Arc::clone));
+                let known = checked.get(&backend.id);
+                if let Some(known) = known.filter(|_| watched.is_same) {
+                    checks.push(Arc::clone(known));
+                    continue;
+                }
+                let was_member = old.is_some_and(|old| old.cells.contains_key(&backend.id));
+                let prior = match (known, was_member) {
+                    (Some(_), _) => Prior::Checked,
+                    (None, true) => Prior::Unchecked,
+                    (None, false) => Prior::Nothing,
+                };
+                let begin = (&mut rhythm, &reserve);
+                checks.push(Arc::new(Running::start(
+                    watch,
+                    watched,
+                    (backend, check),
+                    begin,
+                    (cells, prior, &first_sender),
+                )));
             }
         }
-        (Self { checks, _cells: all_cells, rhythm, reserve }, FirstVerdicts(first))
+        (Self { checks, cells: all_cells, rhythm, reserve }, FirstVerdicts(first))
     }
 
     /// Takes the place of `old`: what is found from now on is for these pools. What `old` alone checks it checks no more,
     /// except for connections that have to end with their backend.
     pub fn adopt(&self, old: &Self, pools: &[Arc<Pool>]) {
-        for check in &self.checks {
-            check.post.join(pools);
-        }
-        let is_kept = |check: &Running| self.checks.iter().any(|kept| kept.backend.id == check.backend.id);
-        for check in old.checks.iter().filter(|check| !self.checks.iter().any(|kept| Arc::ptr_eq(kept, check))) {
+        let pools: HashMap<_, _> = pools.iter().map(|pool| (&*pool.name, pool)).collect();
+        let checked = self.by_backend();
+        for check in &old.checks {
+            let next = checked.get(&check.backend.id);
+            if next.is_some_and(|next| Arc::ptr_eq(next, check)) {
+                continue;
+            }
+            if let Some(next) = next {
+                next.succeed(check);
+            }
             check.post.is_left.store(true, Ordering::Relaxed);
-            if is_kept(check) || !check.post.is_needed(&check.backend) {
+            // A backend has one checker, or none that says how it is.
+            if self.cells.contains_key(&check.backend.id) || !check.post.is_needed(&check.backend) {
                 check.task.abort();
             }
         }
+        for check in &self.checks {
+            check.post.join(&pools);
+        }
+    }
+
+    fn by_backend(&self) -> HashMap<Id, &Arc<Running>> {
+        self.checks.iter().map(|check| (check.backend.id, check)).collect()
     }
 
     /// What is known of each backend that is checked, in the order of the configuration.
@@ -199,7 +227,7 @@ impl Running {
         watched: &Watched,
         (backend, check): (&Arc<Backend>, &config::Check),
         (rhythm, reserve): (&mut Rhythm, &Arc<Reserve>),
-        (cells, first): (Arc<PerWorker<CheckCells>>, Option<mpsc::Sender<()>>),
+        (cells, prior, first): (Arc<PerWorker<CheckCells>>, Prior, &mpsc::Sender<()>),
     ) -> Self {
         let probe = Arc::new(Probe::new(check, watched.materials, backend.address, reserve));
         let report = Arc::new(Mutex::new(Report {
@@ -211,7 +239,7 @@ impl Running {
             hindrance: None,
             since: None,
         }));
-        let post = Arc::new(Post { pool: Mutex::new(Arc::clone(&watched.pool)), is_left: AtomicBool::new(false) });
+        let post = Arc::new(Post::new(&watched.pool));
         let checker = Checker {
             post: Arc::clone(&post),
             pool_name: Arc::clone(&watched.pool.name),
@@ -219,19 +247,28 @@ impl Running {
             probe,
             timeout: check.timeout,
             pace: Pace::new(check.every, rhythm.number, rhythm.shift),
-            threshold: match backend.health() {
-                Health::Unknown => Threshold::new(check.rise, check.fall),
-                health => Threshold::known(check.rise, check.fall, health == Health::Up),
-            },
+            threshold: Threshold::new(check.rise, check.fall),
             cells,
             report: Arc::clone(&report),
             hindrances: Hindrances::default(),
             close: Arc::clone(&watch.close),
-            first,
+            prior,
+            // Who is known already, here or to the process before, takes no client's patience.
+            first: (prior == Prior::Nothing && backend.health() == Health::Unknown).then(|| first.clone()),
         };
         rhythm.number = rhythm.number.wrapping_add(1);
         let task = tokio::spawn(checker.run(rhythm.begin, RandomState::new())).abort_handle();
         Self { backend: Arc::clone(backend), report, post, task }
+    }
+}
+
+impl Running {
+    /// Takes the place of another checker of the same backend.
+    fn succeed(&self, before: &Self) {
+        let report = |of: &Self| of.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Report { last, since, .. } = report(before);
+        let mut own = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        (own.last, own.since) = (last, since);
     }
 }
 
@@ -243,27 +280,15 @@ impl Drop for Running {
     }
 }
 
-impl Post {
-    fn pool(&self) -> Arc<Pool> {
-        Arc::clone(&self.pool.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The pool of the same name takes the place of the one before.
-    fn join(&self, pools: &[Arc<Pool>]) {
-        let mut own = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.iter().find(|pool| pool.name == own.name) {
-            own.clone_from(pool);
-        }
-    }
-
-    /// Whether a backend that is no member any more has connections that have to end when it goes down (traps B8).
-    fn is_needed(&self, backend: &Backend) -> bool {
-        self.is_left.load(Ordering::Relaxed) && self.pool().closes_on_down && backend.live() > 0
-    }
-}
-
 impl Checker {
     async fn run(mut self, begin: Instant, random: RandomState) {
+        if self.prior != Prior::Nothing {
+            // Until then somebody else says how it is.
+            self.post.joined.notified().await;
+        }
+        if self.prior != Prior::Unchecked && self.backend.health() != Health::Unknown {
+            self.threshold = self.threshold.knowing(self.backend.health() == Health::Up);
+        }
         for count in 0_u64.. {
             let begun = begin.elapsed();
             let verdict = self.ask().await;

@@ -8,6 +8,7 @@ pub mod attempt;
 pub mod checker;
 mod hindrances;
 pub mod pace;
+mod post;
 pub mod probe;
 
 pub use checker::{Checkers, Close, FirstVerdicts, Report, Watch, Watched, tell_mode};

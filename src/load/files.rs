@@ -23,8 +23,17 @@ impl Files {
     /// The bytes of a file, noted.
     pub fn read(&mut self, part: Part, path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
         let bytes = read_bounded(path, limit)?;
-        self.0.insert(path.to_owned(), (part, digest::digest(&SHA256, &bytes)));
+        self.note(part, path, &bytes);
         Ok(bytes)
+    }
+
+    /// A file that has changed between two looks is like none that will be read later: the next reload takes it again.
+    fn note(&mut self, part: Part, path: &Path, bytes: &[u8]) {
+        let now = digest::digest(&SHA256, bytes);
+        let (_, known) = self.0.entry(path.to_owned()).or_insert((part, now));
+        if known.as_ref() != now.as_ref() {
+            *known = digest::digest(&SHA256, &[known.as_ref(), now.as_ref()].concat());
+        }
     }
 
     /// Whether both have the file, with the same content.
@@ -66,5 +75,22 @@ pub fn named(config: &Config) -> impl Iterator<Item = &Path> {
 impl std::fmt::Debug for Files {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_between_two_looks_is_read_again_by_the_next_reload() {
+        let noted = |looks: &[&[u8]]| {
+            let mut files = Files::default();
+            looks.iter().for_each(|bytes| files.note(Part::File, Path::new("a.pem"), bytes));
+            files
+        };
+        let is_same = |a: &[&[u8]], b: &[&[u8]]| noted(a).has_same(&noted(b), Path::new("a.pem"));
+        assert!(is_same(&[b"one", b"one"], &[b"one"]));
+        assert!(!is_same(&[b"one", b"two"], &[b"two"]) && !is_same(&[b"one", b"two"], &[b"one"]));
     }
 }

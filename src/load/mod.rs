@@ -105,7 +105,7 @@ pub fn read(path: &Path) -> Result<Text, Box<Diagnostic>> {
         ReadError::TooLarge { .. } => config::too_large().from(at()),
         error => Diagnostic::error(UNREADABLE, format!("cannot use configuration `{}`: {error}", path.display()))
             .from(at())
-            .help("name another file with --config FILE or $SLUICEGATE_CONFIG"),
+            .help("a process reads the file again that it was started with: --config FILE or $SLUICEGATE_CONFIG"),
     });
     let bytes = bytes.map_err(Box::new)?;
     String::from_utf8(bytes).map(|text| Text { path: path.to_owned(), text }).map_err(|error| {

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
-    labels::RuleAction,
+    labels::{Label, RuleAction},
     panics::panics,
 };
 
@@ -93,6 +93,11 @@ impl Registry {
         self.rules.cells((name.to_owned(), action))
     }
 
+    /// Those of a rule's name that there are, under whatever it has done so far.
+    pub fn rules_of(&self, name: &str) -> impl Iterator<Item = Arc<PerWorker<RuleCells>>> {
+        RuleAction::ALL.iter().filter_map(|action| self.rules.find(&(name.to_owned(), *action)))
+    }
+
     pub fn pool(&self, name: &str) -> Arc<PerWorker<PoolCells>> {
         self.pools.cells(name.to_owned())
     }
@@ -106,8 +111,8 @@ impl Registry {
         self.checks.cells((pool.to_owned(), backend.to_owned()))
     }
 
-    /// Drops the cells that nobody holds any more, and their series with them: for after a reload, when the new frontends
-    /// are built. The cells of a removed name stay while a connection of its time still counts.
+    /// Drops the cells that nobody holds any more, and their series with them: for after a reload, and after each scrape,
+    /// because the cells of a removed name stay while a connection of its time still counts.
     pub fn forget_unused(&self) {
         self.listeners.forget_unused();
         self.rules.forget_unused();
@@ -235,6 +240,7 @@ mod tests {
         assert_eq!(registry.listener("mysql").sum(|cells| cells.accepted.value()), 0);
         registry.rule("geo", RuleAction::ShadowDeny).at(0).connections.add(1);
         assert_eq!(registry.rule("geo", RuleAction::Deny).at(0).connections.value(), 0);
+        assert_eq!((registry.rules_of("geo").count(), registry.rules_of("gone").count()), (2, 0));
     }
 
     #[test]

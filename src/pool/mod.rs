@@ -12,6 +12,7 @@ mod tests;
 mod tier;
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -58,7 +59,7 @@ pub struct Pool {
     has_limits: bool,
     /// Held while it is decided whether one more may be ejected.
     ejecting: Mutex<()>,
-    /// What backends are asked; it decides whether one of a new configuration is the same.
+    /// What backends are asked; if nothing, every one counts as up.
     check: Option<config::Check>,
     /// As it was last told.
     told: Mutex<Mode>,
@@ -78,8 +79,8 @@ struct Rules {
 
 impl Pool {
     /// Builds the pool. Counters are found by name, so they survive; so do the backends of `old`, the pool it is to replace,
-    /// that have the same name, address and check: their health, their live connections, their ejection and their slow
-    /// start. Nothing of `old` changes until `adopt`: the configuration may still be refused.
+    /// that have the same name and address: their live connections, their health, their ejection and their slow start,
+    /// whatever they are asked from now on. Nothing of `old` changes until `adopt`: the configuration may still be refused.
     pub fn new(
         config: &config::Pool,
         hash_key: &[u8; 16],
@@ -87,27 +88,30 @@ impl Pool {
         old: Option<&Self>,
         now: Moment,
     ) -> Self {
+        let shares = old.into_iter().flat_map(Self::all_shares);
+        let known: HashMap<_, _> = shares.map(|share| ((&*share.0.name, share.0.address), share)).collect();
+        let known = |member: &config::Backend| known.get(&(&*member.name, member.address)).copied();
+        let backend = |member: &config::Backend| {
+            if let Some((backend, ..)) = known(member) {
+                return Arc::clone(backend);
+            }
+            let health = if config.check.is_some() { Health::Unknown } else { Health::Up };
+            let backend = Backend::new(member, health, registry.backend(&config.name, &member.name));
+            if old.is_some() {
+                backend.join(now);
+            }
+            Arc::new(backend)
+        };
+        // An operator's weight holds while the written one stays the same.
+        let weight = |member: &config::Backend| {
+            let share = known(member).filter(|(.., written)| *written == member.weight);
+            share.map_or(member.weight, |(_, weight, _)| weight)
+        };
         let tier = |role| {
             let members: Vec<_> = config.backends.iter().filter(|backend| backend.role == role).collect();
-            let backends = members.iter().map(|member| {
-                let known = old.and_then(|old| old.known(member));
-                if let Some((known, old)) = known.zip(old)
-                    && old.check == config.check
-                {
-                    return Arc::clone(known);
-                }
-                // What another check found means nothing; what the operator wants still does.
-                let health = if config.check.is_some() { Health::Unknown } else { Health::Up };
-                let backend = Backend::new(member, health, registry.backend(&config.name, &member.name));
-                backend.set_draining(known.is_some_and(|known| known.is_draining()));
-                if old.is_some() && known.is_none_or(|known| known.health() != Health::Up) {
-                    backend.join(now);
-                }
-                Arc::new(backend)
-            });
             Tier::new(
-                backends.collect(),
-                members.iter().map(|member| old.map_or(member.weight, |old| old.weight_after(member))).collect(),
+                members.iter().map(|member| backend(member)).collect(),
+                members.iter().map(|member| weight(member)).collect(),
                 members.iter().map(|member| member.weight).collect(),
                 members.iter().map(|member| member.max_connections).collect(),
                 Policy { balance: config.balance, hash_key },
@@ -141,14 +145,12 @@ impl Pool {
         }
     }
 
-    /// What an operator did to `old`, the pool before, since this one was built from it.
+    /// The weights that an operator gave to backends of `old`, the pool before, since this one was built from it.
     pub fn catch_up(&self, old: &Self) {
-        let shares = || self.active.shares().chain(self.backup.shares());
-        for (before, by_hand, written) in old.active.shares().chain(old.backup.shares()) {
-            let same = |backend: &Backend| backend.name == before.name && backend.address == before.address;
-            let Some((backend, weight, now_written)) = shares().find(|(backend, ..)| same(backend)) else { continue };
-            backend.set_draining(before.is_draining());
-            if written == now_written && weight != by_hand {
+        let shares: HashMap<_, _> = self.all_shares().map(|share| (share.0.id, share)).collect();
+        for (before, by_hand, written) in old.all_shares() {
+            let Some((backend, weight, now_written)) = shares.get(&before.id) else { continue };
+            if written == *now_written && *weight != by_hand {
                 for tier in [&self.active, &self.backup] {
                     tier.set_weight(backend, by_hand, Policy { balance: self.balance, hash_key: &self.hash_key });
                 }
@@ -161,6 +163,10 @@ impl Pool {
     pub fn adopt(&self, now: Moment) -> Option<Mode> {
         for tier in [&self.active, &self.backup] {
             tier.backends.iter().zip(&tier.caps).for_each(|(backend, cap)| backend.set_cap(*cap));
+        }
+        // What a check found that is no more asked would never be found otherwise.
+        for backend in self.backends().filter(|backend| self.check.is_none() && backend.health() != Health::Up) {
+            backend.set_health(Health::Up, now);
         }
         self.serve_waiting(now);
         self.news()
@@ -228,14 +234,8 @@ impl Pool {
         backend.note_success(now)
     }
 
-    /// The weight of a backend under the next configuration: an operator's holds while the written one stays the same.
-    fn weight_after(&self, member: &config::Backend) -> u16 {
-        let mut shares = self.active.shares().chain(self.backup.shares());
-        let share = shares.find(|(known, ..)| *known.name == *member.name && known.address == member.address);
-        share.filter(|(.., written)| *written == member.weight).map_or(member.weight, |(_, weight, _)| weight)
-    }
-
-    fn known(&self, member: &config::Backend) -> Option<&Arc<Backend>> {
-        self.backends().find(|backend| *backend.name == *member.name && backend.address == member.address)
+    /// Every backend with its weight and the one that the configuration has for it.
+    fn all_shares(&self) -> impl Iterator<Item = (&Arc<Backend>, u16, u16)> {
+        self.active.shares().chain(self.backup.shares())
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -22,7 +26,7 @@ use crate::{
     doors::Doors,
     load::{self, Before, Loaded, Text},
     metrics::Registry,
-    ports::{self, Port},
+    ports::{self, Passed, Port},
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
     service,
     upgrade::{Launch, Successor},
@@ -36,6 +40,10 @@ pub(super) struct Governor {
     pub(super) started: Config,
     /// Sockets belong to the process: a member of a reuseport group that closes takes its queue with it (traps A5).
     pub(super) ports: Vec<Port>,
+    /// Whether the order that is being carried out has changed what runs.
+    pub(super) swapped: Arc<AtomicBool>,
+    /// For the life of the process, whether a listener has them or not.
+    pub(super) passed: Passed,
     /// Of each port.
     pub(super) sockets: usize,
     pub(super) limits: Limits,
@@ -76,9 +84,10 @@ struct Candidate {
 
 impl Governor {
     /// Carries out orders until it retires, then gives back what it has. An order that is not carried out by then is
-    /// dropped: nothing has happened up to the moment when everything does.
+    /// dropped: nothing has happened up to the moment when everything does. After that moment it is told what happened.
     pub(super) async fn govern(mut self, desk: Desk) -> Self {
         let Desk { mut orders, mut upgrades, replaced, mut retired } = desk;
+        let swapped = Arc::clone(&self.swapped);
         loop {
             let Order { who, task, reply } = tokio::select! {
                 biased;
@@ -98,14 +107,21 @@ impl Governor {
                 }
                 order = orders.next() => order,
             };
-            let verdict = tokio::select! {
-                biased;
-                _ = &mut retired => return self,
-                verdict = self.carry_out(who, task) => verdict,
+            swapped.store(false, Ordering::Relaxed);
+            let (verdict, is_retired) = {
+                let mut carrying = pin!(self.carry_out(who, task));
+                tokio::select! {
+                    biased;
+                    _ = &mut retired => (if swapped.load(Ordering::Relaxed) { Some(carrying.await) } else { None }, true),
+                    verdict = &mut carrying => (Some(verdict), false),
+                }
             };
             // Who asked may have lost patience.
-            if let Some(reply) = reply {
+            if let Some((reply, verdict)) = reply.zip(verdict) {
                 drop(reply.send(verdict));
+            }
+            if is_retired {
+                return self;
             }
         }
     }
@@ -187,7 +203,7 @@ impl Governor {
         let Candidate { source, loaded } = self.read(config, Manner { force, keep_certificates: false }).await;
         let possible = loaded.and_then(|loaded| {
             self.limits.after(&loaded.config)?;
-            ports::try_more(&loaded.config, &self.ports)?;
+            ports::try_more(&loaded.config, &self.ports, &self.passed)?;
             Ok(loaded)
         });
         match possible {

@@ -8,6 +8,7 @@ mod succession;
 mod workers;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -37,7 +38,7 @@ use crate::{
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
-    ports::{self, Port},
+    ports::{self, Passed, Port},
     running::{Counter, Live, Running},
     service,
     site::Site,
@@ -117,7 +118,7 @@ pub async fn start(
     let registry = Arc::new(Registry::new(limits.workers));
     let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
-    let (ports, doors) = open(config, sockets, heir.as_mut())?;
+    let (ports, passed, doors) = open(config, sockets, heir.as_mut())?;
     let (template, log) = template(config, &options, &registry)?;
     let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
     let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
@@ -141,13 +142,14 @@ pub async fn start(
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
     let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
-    let (retire, retired) = oneshot::channel();
-    let (replaced, is_replaced) = oneshot::channel();
+    let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
         live: Arc::clone(&live),
         started,
         ports,
+        swapped: Arc::default(),
+        passed,
         sockets,
         limits,
         provider: Arc::clone(provider),
@@ -208,13 +210,14 @@ fn template(
 fn open(
     config: &Config,
     sockets: usize,
-    heir: Option<&mut Inheritance>,
-) -> Result<(Vec<Port>, Doors), Vec<Diagnostic>> {
+    mut heir: Option<&mut Inheritance>,
+) -> Result<(Vec<Port>, Passed, Doors), Vec<Diagnostic>> {
+    let passed = heir.as_mut().map_or_else(Passed::take, |heir| std::mem::take(&mut heir.passed));
     let (mut no_ports, mut no_doors) = (Vec::new(), doors::Inherited::default());
     let (inherited, inherited_doors) =
         heir.map_or((&mut no_ports, &mut no_doors), |heir| (&mut heir.ports, &mut heir.doors));
-    let ports = ports::bind(config, sockets, ports::passed(), inherited)?;
-    Ok((ports, Doors::open(config, inherited_doors)?))
+    let ports = ports::bind(config, sockets, &passed, inherited)?;
+    Ok((ports, passed, Doors::open(config, inherited_doors)?))
 }
 
 /// What the admin listener answers from.
@@ -225,7 +228,12 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> adm
         allow: ArcSwap::from_pointee(allow),
         hosts: Vec::new(),
         ready: AtomicBool::new(false),
-        metrics: Box::new(move |format| render(&registry, &live.running().site.gauges(), format)),
+        metrics: Box::new(move |format| {
+            let text = render(&registry, &live.running().site.gauges(), format);
+            // What the last connection of a removed name has counted is shown once before it goes.
+            registry.forget_unused();
+            text
+        }),
         // The process before this one answers until it knows that this one can.
         doors: watch::channel(if is_shut { admin::Doors::Shut } else { admin::Doors::Open }).0,
         seats: admin::seats(),
@@ -254,10 +262,13 @@ fn watch_backends(
     old: Option<&Running>,
 ) -> (Checkers, FirstVerdicts) {
     let crew = Arc::clone(crew);
+    let before: HashMap<_, _> =
+        old.iter().flat_map(|old| &old.loaded.config.pools).map(|one| (&*one.name, one)).collect();
     let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
     let pools = pools.map(|((pool, config), materials)| {
         let mut files = config.check.iter().flat_map(config::Check::files);
-        let is_same = old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
+        let is_same = before.get(&*config.name).is_some_and(|before| before.check == config.check)
+            && old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
         Watched { pool: Arc::clone(pool), config, materials, is_same }
     });
     let close = Arc::new(move |backend: &Backend| crew.tell(|| Command::EndBackend(backend.id)));

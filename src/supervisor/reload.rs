@@ -1,6 +1,11 @@
 //! From a configuration that was read to one that runs: first everything that can fail, then the change, which cannot.
 
-use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -42,15 +47,19 @@ impl Governor {
         let limits = self.limits.after(&loaded.config)?;
         let site = Site::build(&loaded, limits.connections, &self.provider, &self.registry, Some(&old.site))
             .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
-        let ports = ports::bind_more(&loaded.config, self.sockets, &self.ports)?;
+        // What is refused is refused at once.
+        ports::try_more(&loaded.config, &self.ports, &self.passed)?;
+        let (checkers, first) = watch_backends(&loaded, &site, (&self.registry, &self.crew), Some(&old));
+        wait_for(first).await;
+        // From here on to the change there is no pause: who came to a new address while one waits, and the process stops,
+        // would be reset.
+        let ports = ports::bind_more(&loaded.config, self.sockets, &self.ports, &self.passed)?;
         let is_new = |port: &&Port| self.ports.iter().all(|old| old.id != port.id);
         let workers = self.limits.workers;
         let sockets = (0..workers).map(|worker| duplicates((worker, workers), ports.iter().filter(is_new)));
         let sockets = sockets
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| vec![cannot_start("a new listening socket cannot be given to the workers", &error)])?;
-        let (checkers, first) = watch_backends(&loaded, &site, (&self.registry, &self.crew), Some(&old));
-        wait_for(first).await;
         Ok(Prepared { loaded, site, ports, sockets, checkers })
     }
 
@@ -58,10 +67,11 @@ impl Governor {
     pub(super) async fn swap(&mut self, prepared: Prepared, verdict: &Verdict) {
         let (settled, waiting) = mpsc::channel(1);
         self.swap_now(prepared, verdict, &settled);
+        self.swapped.store(true, Ordering::Relaxed);
         drop(settled);
-        // Only then are the series of what is gone, and of nobody's connections, gone too.
-        self.registry.forget_unused();
         settle(waiting).await;
+        // Workers have let go of what is gone; what connections still count by goes after them, with a scrape.
+        self.registry.forget_unused();
     }
 
     /// Without a pause in which somebody could see one half of it.

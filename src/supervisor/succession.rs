@@ -68,7 +68,7 @@ impl Governor {
         let launch = self.launch.as_ref();
         let launch = launch.map_err(|error| format!("this process does not know how it was started: {error}"))?;
         let running = self.live.running();
-        let estate = Estate { ports: &self.ports, doors: &self.doors, site: &running.site };
+        let estate = Estate { ports: &self.ports, passed: &self.passed, doors: &self.doors, site: &running.site };
         let mut successor = Successor::prepare(launch, &estate).await?;
         // From here on scrapes wait for the one whose counters go on.
         self.admin.shut().await;

@@ -50,15 +50,32 @@ impl Bound {
         Ok(Self { socket, address, is_lent: false })
     }
 
-    /// A socket that somebody else has bound. `None`: it is no listening TCP socket.
+    /// A socket that somebody else has bound and keeps. `None`: it is no listening TCP socket.
     pub fn passed(fd: OwnedFd) -> io::Result<Option<Self>> {
+        Self::taken(fd, true)
+    }
+
+    /// As [`Self::passed`], of a process that leaves it to this one.
+    pub fn inherited(fd: OwnedFd) -> io::Result<Option<Self>> {
+        Self::taken(fd, false)
+    }
+
+    fn taken(fd: OwnedFd, is_lent: bool) -> io::Result<Option<Self>> {
         let socket = socket2::Socket::from(fd);
         let address = socket.local_addr()?.as_socket();
         let Some(address) = address.filter(|_| socket.is_listener().unwrap_or_default()) else { return Ok(None) };
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
-        Ok(Some(Self { socket, address: canonical(address), is_lent: true }))
+        // What another process may have left on it turns away whoever comes. There is an error if that is nothing.
+        let _ = socket.detach_filter();
+        Ok(Some(Self { socket, address: canonical(address), is_lent }))
+    }
+
+    /// Whether somebody else keeps it open.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Whether the address is free, without taking it: nobody can connect in between.
@@ -205,5 +222,7 @@ mod tests {
         assert!(comes(&own));
         own.turn_away().unwrap();
         assert!(!comes(&own));
+        drop(Bound::passed(own.duplicate().unwrap()));
+        assert!(comes(&own), "whoever has it next undoes that");
     }
 }

@@ -19,7 +19,13 @@ use super::{
     memory::Memory,
     message::{Deed, Giver, Heir, Line, PortDeed, Silence, Taken},
 };
-use crate::{doors::Doors, metrics::Totals, ports::Port, site::Site, sys::packets::Packets};
+use crate::{
+    doors::Doors,
+    metrics::Totals,
+    ports::{Passed, Port},
+    site::Site,
+    sys::packets::Packets,
+};
 
 /// How this process was started, so that it can be started again.
 #[derive(Debug, Clone)]
@@ -32,6 +38,8 @@ pub struct Launch {
 #[derive(Debug)]
 pub struct Estate<'a> {
     pub ports: &'a [Port],
+    /// What the service manager has given, whether a port has it or not.
+    pub passed: &'a Passed,
     pub doors: &'a Doors,
     pub site: &'a Site,
 }
@@ -102,13 +110,16 @@ impl Estate<'_> {
         let mut descriptors: Vec<_> = self.ports.iter().flat_map(Port::descriptors).collect();
         descriptors.push(self.doors.tcp());
         descriptors.extend(self.doors.unix().map(|(_, descriptor)| descriptor));
+        descriptors.extend(self.passed.descriptors());
         let ports = self.ports.iter().map(|port| PortDeed {
             listener: port.listener.to_string(),
             bind: port.bind,
             sockets: port.descriptors().count(),
+            is_passed: port.is_passed(),
         });
         let deed = Deed {
             ports: ports.collect(),
+            passed: self.passed.descriptors().count(),
             admin: self.doors.bind,
             socket: self.doors.unix().map(|(path, _)| path.to_owned()),
             memory: Memory::of(self.site),

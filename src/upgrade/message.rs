@@ -63,6 +63,8 @@ pub struct Taken {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Deed {
     pub ports: Vec<PortDeed>,
+    /// Sockets that the service manager has given; they come last.
+    pub passed: usize,
     /// The bind of the admin listener, as written.
     pub admin: SocketAddr,
     pub socket: Option<PathBuf>,
@@ -76,6 +78,8 @@ pub struct PortDeed {
     /// As written: its port may be 0.
     pub bind: SocketAddr,
     pub sockets: usize,
+    /// The service manager has bound it.
+    pub is_passed: bool,
 }
 
 /// The line between the two.

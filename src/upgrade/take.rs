@@ -17,7 +17,7 @@ use super::{
 use crate::{
     doors,
     metrics::{Registry, Totals},
-    ports::Inherited,
+    ports::{Inherited, Passed},
     site::Site,
     sys::{listen::Bound, packets::Packets},
 };
@@ -31,6 +31,7 @@ pub struct Summons(Packets);
 pub struct Inheritance {
     /// Ports that nobody has taken yet.
     pub ports: Vec<Inherited>,
+    pub passed: Passed,
     pub doors: doors::Inherited,
     memory: Memory,
     given: usize,
@@ -92,13 +93,16 @@ impl Inheritance {
             let mut sockets = Vec::new();
             for _ in 0..port.sockets {
                 let no_listener = || io::Error::other("the running process gives a socket that does not listen");
-                sockets.push(Bound::passed(next()?)?.ok_or_else(no_listener)?);
+                let bound = if port.is_passed { Bound::passed(next()?)? } else { Bound::inherited(next()?)? };
+                sockets.push(bound.ok_or_else(no_listener)?);
             }
             ports.push(Inherited { place, listener: port.listener, bind: port.bind, sockets });
         }
         let tcp = Some((deed.admin, TcpListener::from(next()?)));
         let unix = deed.socket.map(|path| next().map(|socket| (path, UnixListener::from(socket)))).transpose()?;
-        Ok(Self { ports, doors: doors::Inherited { tcp, unix }, memory: deed.memory, given, line })
+        let passed = (0..deed.passed).map(|_| Bound::passed(next()?)).collect::<io::Result<Vec<_>>>()?;
+        let passed = Passed::new(passed.into_iter().flatten());
+        Ok(Self { ports, passed, doors: doors::Inherited { tcp, unix }, memory: deed.memory, given, line })
     }
 
     /// Puts what is known into a site that nobody uses yet.

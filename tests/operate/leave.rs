@@ -114,6 +114,28 @@ fn l8_s25_a_drain_takes_nobody_new_and_spreads_the_ends() {
     gate.ended();
 }
 
+/// A reload that reads a file for a long time does not hold the end up.
+#[test]
+fn l8_a_stop_does_not_wait_for_a_file_that_is_being_read() {
+    let backend = Backend::echo();
+    let rules = "[firewall]\nrules = [{ name = \"list\", deny_file = \"deny.txt\" }]\n";
+    let plan = Gate::plan(&(site(backend.address, "1s") + rules)).global("watch = false");
+    let mut gate = plan.file("deny.txt", "192.0.2.0/24\n").start();
+    let lines: String = (0..=255).flat_map(|a| (0..=255).map(move |b| format!("10.{a}.{b}.0/24\n"))).collect();
+    std::fs::write(gate.directory.path().join("deny.txt"), lines.repeat(100)).unwrap();
+    let before = gate.process.processor_time();
+    gate.process.signal(Signal::HUP);
+    wait_until(SOON, "a reload at work", || gate.process.processor_time() > before + Duration::from_millis(200));
+    let begin = Instant::now();
+    gate.process.signal(Signal::TERM);
+    assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+    println!("a stop while {} MB are read: {:?}", lines.len() / 10_000, begin.elapsed());
+    let told = gate.process.messages().into_iter().map(|one| word(&one, "message"));
+    assert!(!told.clone().any(|message| message.starts_with("configuration re")), "it was read too soon");
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    gate.ended();
+}
+
 #[test]
 fn l8_an_idle_process_ends_within_100_ms() {
     let backend = Backend::echo();

@@ -52,6 +52,34 @@ fn the_manager_hears_ready_alive_and_stopping() {
     assert_eq!(process.wait(SOON).and_then(|status| status.code()), Some(0));
 }
 
+/// What `systemctl reload` runs: its exit code is the verdict of the process, which sees more than the file.
+#[test]
+fn a_reload_by_the_manager_fails_where_the_process_refuses_and_only_there() {
+    let unit = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd/sluicegate.service"));
+    let unit = unit.unwrap();
+    let commands: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
+    let [command] = commands[..] else { panic!("{commands:?}") };
+    let words: Vec<_> =
+        command.split(' ').skip(1).map(|word| if word.contains('/') { "sluicegate.toml" } else { word }).collect();
+    let backend = Backend::named("a");
+    let gate =
+        Gate::plan(&site(backend.address, "1s")).admin("socket = \"admin.sock\"").global("watch = false").start();
+    let file = gate.directory.path().join("sluicegate.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let reload = || Process::run(&words, gate.directory.path(), LATE);
+    assert_eq!(reload().code, Some(0));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!("[listener.x]\nbind = \"{}\"\npool = \"web\"\n", taken.local_addr().unwrap());
+    std::fs::write(&file, format!("{good}{more}")).unwrap();
+    let refused = reload();
+    assert!(refused.code == Some(3) && refused.stderr.contains("E108"), "{}", refused.stderr);
+    drop(taken);
+    assert_eq!(reload().code, Some(0));
+    std::fs::write(&file, good).unwrap();
+    assert_eq!(reload().code, Some(0));
+    gate.finish();
+}
+
 /// Clients that come before the process is there wait for it, and the socket is not bound again.
 #[test]
 fn a_socket_that_is_passed_is_used() {

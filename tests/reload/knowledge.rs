@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{append, edit, json, path, reload, run, site, start, times};
+use super::{append, edit, json, member, path, reload, run, site, start, times};
 use crate::support::{
     Backend, Gate, Metrics, SOON,
     backend::Refusing,
@@ -104,6 +104,60 @@ fn l6_health_and_slow_start_survive() {
     gate.finish();
 }
 
+/// What is asked changes, and the backend is the same: its state stands until it is found otherwise, and its connections go on
+/// to count.
+#[test]
+fn l6_another_check_keeps_health_connections_and_limits() {
+    let (backend, mute) = (Backend::echo(), Backend::stall());
+    let pool =
+        "[pool.web]\ncheck = \"tcp\"\non_all_down = \"close\"\nmax_connections = 1\ntimeouts = { queue = \"100ms\" }\n";
+    let text = tcp("") + pool + &super::member("a", backend.address);
+    let gate = super::plan(&text).checked().start();
+    let mut first = connect(gate.address("tcp"));
+    exchange(&mut first, b"before");
+    let since = backend_status(&gate, "a")["since"].clone();
+    // Nobody answers this question for a long time.
+    let check = format!("{{ type = \"http\", port = {}, every = \"30s\", timeout = \"20s\" }}", mute.address.port());
+    edit(&gate, "check = \"tcp\"", &format!("check = {check}"));
+    let began = Instant::now();
+    reload(&gate);
+    println!("another check: {:?}", began.elapsed());
+    let status = backend_status(&gate, "a");
+    assert_eq!(
+        (word(&status, "state"), &status["connections"], &status["since"]),
+        ("up".to_owned(), &1.into(), &since)
+    );
+    let mut second = connect(gate.address("tcp"));
+    assert!(std::io::Read::read(&mut second, &mut [0; 1]).is_err(), "the limit holds");
+    gate.wait_outcome("queue_timeout", 1);
+    exchange(&mut first, b"after");
+    drop((first, second));
+    gate.wait_metrics("nobody", |m| m.count("sluicegate_backend_connections", &[]) == 0);
+    exchange(&mut connect(gate.address("tcp")), b"it was never out");
+    // Back to a question that is answered, and to none at all.
+    edit(&gate, &check, "\"tcp\"");
+    reload(&gate);
+    edit(&gate, "check = \"tcp\"", "check = \"off\"");
+    reload(&gate);
+    exchange(&mut connect(gate.address("tcp")), b"still");
+    assert_eq!(gate.metrics().outcome("no_backend"), 0);
+    gate.finish();
+}
+
+/// Who is not asked any more is not left out for ever.
+#[test]
+fn l6_a_backend_that_was_down_is_used_when_checks_are_switched_off() {
+    let (backend, gone) = (Backend::named("a"), Refusing::new());
+    let check = format!("check = {{ type = \"tcp\", every = \"100ms\", port = {} }}", gone.address.port());
+    let pool = format!("[pool.web]\n{check}\non_all_down = \"close\"\non_down = \"close\"\n");
+    let gate = super::plan(&(tcp("") + &pool + &super::member("a", backend.address))).checked().start();
+    assert_eq!(word(&backend_status(&gate, "a"), "state"), "down");
+    edit(&gate, &check, "check = \"off\"");
+    reload(&gate);
+    assert_eq!(ask(gate.address("tcp")), "a");
+    gate.finish();
+}
+
 /// B7: who comes back takes little at first, whatever is reloaded meanwhile.
 #[test]
 fn l6_a_slow_start_survives() {
@@ -154,7 +208,7 @@ fn b8_on_down_close_reaches_the_connections_of_older_configurations() {
     assert_eq!((kept.live(), gone.live()), (2, 2), "n = 4");
     edit(&gate, &backend("gone", gone.address, ""), "");
     reload(&gate);
-    // Another check makes another backend of it, and the connections are the first one's.
+    // And it is asked otherwise.
     edit(&gate, "every = \"100ms\"", "every = \"110ms\"");
     reload(&gate);
     for client in &mut clients {
@@ -198,5 +252,50 @@ fn l2_no_counter_ever_falls() {
     }
     println!("{rounds} reloads, {} counters: none fell", before.len());
     assert_eq!(gate.metrics().outcome("backend_closed") + gate.metrics().outcome("client_closed"), rounds as u64);
+    gate.finish();
+}
+
+/// L2: names come and go, and rules do other things: what is there never falls, and what is gone is gone at once, or when the
+/// last connection that counts by it has ended.
+#[test]
+fn l2_series_of_names_and_rules_that_change() {
+    let backend = Backend::echo();
+    let rule = "[firewall]\nrules = [{ name = \"here\", allow = \"127.0.0.0/8\" }]\n";
+    let gate = start(&(site(&[("a", &backend)]) + rule));
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let extra = format!("[listener.extra]\nbind = \"{address}\"\npool = \"more\"\n[pool.more]\n");
+    let extra = extra + &member("more", backend.address).replace("pool.web", "pool.more");
+    let listener = |m: &Metrics| m.select("sluicegate_listener_accepted_total", &[("listener", "extra")]).count();
+    let pool = |m: &Metrics| m.select("sluicegate_backend_connections_total", &[("pool", "more")]).count();
+    let allowed =
+        |m: &Metrics| m.count("sluicegate_firewall_connections_total", &[("action", "allow"), ("rule", "here")]);
+    let rounds = times(5, 50);
+    for round in 0..rounds {
+        append(&gate, &extra);
+        edit(&gate, "allow = \"127.0.0.0/8\"", "allow = \"127.0.0.0/8\", shadow = true");
+        let before = allowed(&gate.metrics());
+        reload(&gate);
+        let mut client = connect(address);
+        exchange(&mut client, b"hello");
+        assert_eq!(allowed(&gate.metrics()), before, "round {round}: of a rule that does something else now");
+        edit(&gate, &extra, "");
+        edit(&gate, ", shadow = true", "");
+        reload(&gate);
+        let live = gate.metrics();
+        assert_eq!((listener(&live), pool(&live)), (1, 1), "round {round}: somebody still counts");
+        exchange(&mut client, b"still there");
+        drop(client);
+        gate.wait_metrics("the end of what nobody counts", |m| listener(m) == 0);
+        exchange(&mut connect(gate.address("tcp")), b"hello");
+        assert_eq!(allowed(&gate.metrics()), before + 1, "round {round}");
+        // Without a connection there is nothing to wait for.
+        append(&gate, &extra);
+        reload(&gate);
+        edit(&gate, &extra, "");
+        reload(&gate);
+        let idle = gate.metrics();
+        assert_eq!((listener(&idle), pool(&idle)), (0, 0), "round {round}: gone when the verb returns");
+    }
+    println!("{rounds} rounds: nothing fell, nothing stayed");
     gate.finish();
 }

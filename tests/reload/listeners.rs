@@ -17,7 +17,7 @@ use super::{addresses, append, edit, json, messages, refused, reload, reloads, s
 use crate::support::{
     Backend, SOON,
     client::{self, ask, connect, connect_tls, exchange},
-    gate::{https, word},
+    gate::{https, tcp, word},
     wait_until,
 };
 
@@ -146,6 +146,100 @@ fn a_new_address_is_bound_before_anything_changes() {
     edit(&gate, &(listener("x", free) + &listener("y", also)), "");
     reload(&gate);
     gate.finish();
+}
+
+/// A socket of our own in the way is called that, by `plan` and by `reload`, and the way out is one.
+#[test]
+fn a_bind_that_overlaps_one_of_our_own_says_so() {
+    let backend = Backend::named("a");
+    let port = free_address().port();
+    let (one, all) = (SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([0, 0, 0, 0], port)));
+    let six = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    for (now, next) in [(one, all), (all, one), (six, all)] {
+        let gate = start(&(site(&[("a", &backend)]) + &listener("x", now)));
+        edit(&gate, &now.to_string(), &next.to_string());
+        let said = refused(&gate);
+        assert!(said.contains("E108") && said.contains(&format!("listens on {now} itself, as `x`")), "{said}");
+        assert!(said.contains("reload again") && !said.contains("another process"), "{said}");
+        let plan = super::run(&gate, &["plan"]);
+        assert_eq!(plan.code, Some(3), "{}", plan.stderr);
+        assert_eq!(ask(one), "a");
+        // As it says.
+        edit(&gate, &listener("x", next), "");
+        reload(&gate);
+        append(&gate, &listener("x", next));
+        reload(&gate);
+        assert_eq!(ask(one), "a");
+        gate.finish();
+    }
+}
+
+/// What is gone from the configuration and still has connections is found by its name, as long as it has some.
+#[test]
+fn connections_of_what_is_gone_are_listed_and_ended_by_name() {
+    let (a, b) = (Backend::echo(), Backend::echo());
+    let address = free_address();
+    let gone = super::member("b", b.address).replace("pool.web", "pool.old");
+    let gone =
+        format!("[listener.x]\nbind = \"{address}\"\npool = \"old\"\n[pool.old]\n{gone}").replace("[pool.old]\n[", "[");
+    let gate = start(&(site(&[("a", &a)]) + &gone));
+    let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
+    clients.iter_mut().for_each(|client| exchange(client, b"before"));
+    edit(&gate, &gone, "");
+    reload(&gate);
+    let count = |words: &[&str]| json(&gate, &[&["conns"], words].concat())["total"].as_u64();
+    assert_eq!((count(&["--listener", "x"]), count(&["--backend", "old/b"])), (Some(3), Some(3)));
+    let first = json(&gate, &["conns"])["connections"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(super::run(&gate, &["kill", &first]).code, Some(0));
+    gate.wait_outcome("killed", 1);
+    assert_eq!(super::run(&gate, &["kill", "--backend", "old"]).code, Some(0));
+    gate.wait_outcome("killed", 3);
+    for words in [["--listener", "x"], ["--backend", "old/b"], ["--backend", "old"]] {
+        let nobody = super::run(&gate, &[&["conns"], &words[..]].concat());
+        assert_eq!(nobody.code, Some(1), "{}", nobody.stdout);
+        assert!(nobody.stderr.contains("is called"), "{}", nobody.stderr);
+    }
+    drop(clients);
+    gate.finish();
+}
+
+/// A reload that has changed what runs is told so, also when the process begins to stop in the next moment.
+#[test]
+fn what_was_applied_is_told_when_the_process_stops_meanwhile() {
+    let backend = Backend::named("a");
+    for _ in 0..times(2, 20) {
+        let address = free_address();
+        let mut gate = start(&(site(&[("a", &backend)]) + &listener("x", address)));
+        edit(&gate, &listener("x", address), "");
+        let words = ["reload", "--config", "sluicegate.toml"];
+        let asking = crate::support::Process::start(&words, gate.directory.path());
+        wait_until(SOON, "the change", || !messages(&gate, "no longer listening").is_empty());
+        gate.process.signal(Signal::TERM);
+        let ended = asking.ended(SOON);
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+        assert_eq!(messages(&gate, "configuration reloaded").len(), 1);
+        gate.ended();
+    }
+}
+
+/// An address is bound when nothing is waited for any more: a stop in between resets nobody.
+#[test]
+fn a_new_address_takes_nobody_before_it_serves() {
+    let (backend, mute) = (Backend::named("a"), Backend::stall());
+    let pool = "[pool.web]\ncheck = \"tcp\"\n".to_owned() + &super::member("a", backend.address);
+    let mut gate = super::plan(&(tcp("") + &pool)).checked().start();
+    let address = free_address();
+    let check = "check = { type = \"send_expect\", expect = \"x\", timeout = \"20s\", every = \"30s\" }";
+    let slow = super::member("b", mute.address).replace("pool.web", "pool.slow");
+    append(&gate, &(listener("x", address) + &format!("[pool.slow]\n{check}\n{slow}")));
+    gate.process.signal(Signal::HUP);
+    wait_until(SOON, "the first question to the new backend", || mute.accepted() > 0);
+    assert!(TcpStream::connect(address).is_err(), "it is not open yet");
+    gate.process.signal(Signal::TERM);
+    assert_eq!(gate.process.wait(SOON).and_then(|status| status.code()), Some(0));
+    assert!(messages(&gate, "configuration reloaded").is_empty());
+    gate.ended();
 }
 
 /// A5: an address is given up and taken again under load: nobody who gets a connection loses it.

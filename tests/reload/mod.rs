@@ -3,6 +3,7 @@
 mod knowledge;
 mod listeners;
 mod load;
+mod passed;
 mod plan;
 mod refused;
 mod verdicts;

@@ -72,6 +72,34 @@ fn a_refusal_is_told_as_check_tells_it() {
     gate.finish();
 }
 
+/// Who waits for a reload keeps nobody else away from the admin socket.
+#[test]
+fn waiting_reloads_leave_seats_for_others() {
+    let (backend, mute) = (Backend::named("a"), Backend::stall());
+    let pool = "[pool.web]\ncheck = \"tcp\"\n".to_owned() + &super::member("a", backend.address);
+    let gate = super::plan(&(tcp("") + &pool)).checked().start();
+    // Whose first verdict takes two seconds.
+    let check = "check = { type = \"send_expect\", expect = \"x\", timeout = \"20s\", every = \"30s\" }";
+    let slow = super::member("b", mute.address).replace("pool.web", "pool.slow");
+    append(&gate, &format!("[pool.slow]\n{check}\n{slow}"));
+    let words = ["reload", "--config", "sluicegate.toml"];
+    let start = || crate::support::Process::start(&words, gate.directory.path());
+    let waiting: Vec<_> = (0..20).map(|_| start()).collect();
+    let mut most = std::time::Duration::ZERO;
+    while gate.metrics().count("sluicegate_config_reloads_total", &[("result", "applied")]) == 0 {
+        let begin = std::time::Instant::now();
+        json(&gate, &["status"]);
+        most = most.max(begin.elapsed());
+    }
+    println!("20 reloads wait: status within {most:?}");
+    assert!(most < std::time::Duration::from_millis(1500), "{most:?}");
+    let ended: Vec<_> = waiting.into_iter().map(|process| process.ended(crate::support::LATE)).collect();
+    let codes = |code| ended.iter().filter(|ended| ended.code == Some(code)).count();
+    assert!(codes(0) >= 8 && codes(0) + codes(1) == 20, "{ended:?}");
+    assert!(ended.iter().filter(|ended| ended.code == Some(1)).all(|ended| ended.stderr.contains("try again")));
+    gate.finish();
+}
+
 /// L3: the file is exchanged while it is read, or is none.
 #[test]
 fn l3_a_file_that_is_no_file_is_refused_in_time() {

@@ -56,6 +56,18 @@ impl Lineage {
         Self { gate, program, heirs: Vec::new() }
     }
 
+    /// As [`Self::start`], with a listening socket that is passed to it. The plan has the admin socket already.
+    #[track_caller]
+    pub fn start_with_socket(plan: Plan, socket: OwnedFd) -> Self {
+        let program = plan.path().join("sluicegate");
+        put(&program);
+        plan.write();
+        let directory = plan.into_directory();
+        let arguments = ["run", "--config", "sluicegate.toml"];
+        let process = Process::start_with_socket(&program, socket, &arguments, directory.path());
+        Self { gate: Gate::over(process, directory, LATE), program, heirs: Vec::new() }
+    }
+
     /// Puts a script where the binary was, as an installer would: under another name first.
     pub fn replace(&self, text: &str) {
         let new = self.program.with_extension("new");

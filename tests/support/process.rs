@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -69,6 +70,13 @@ impl Process {
         Self::spawn(Command::new("sh").args(["-c", &script, BINARY]).args(arguments), directory)
     }
 
+    /// As [`Self::start`], with a listening socket that is passed as a service manager does it. Who passes it keeps it.
+    pub fn start_with_socket(program: &Path, socket: OwnedFd, arguments: &[&str], directory: &Path) -> Self {
+        // Whatever else is started meanwhile does not get the socket: it travels as the shell's input.
+        let script = "export LISTEN_FDS=1 LISTEN_PID=$$ && exec \"$0\" \"$@\" 3<&0 0</dev/null";
+        Self::spawn_with(socket.into(), Command::new("sh").args(["-c", script]).arg(program).args(arguments), directory)
+    }
+
     /// A program that becomes `sluicegate`.
     pub fn start_program(program: &Path, arguments: &[&str], directory: &Path) -> Self {
         Self::spawn(Command::new(program).args(arguments), directory)
@@ -84,12 +92,16 @@ impl Process {
     }
 
     fn spawn(command: &mut Command, directory: &Path) -> Self {
+        Self::spawn_with(Stdio::null(), command, directory)
+    }
+
+    fn spawn_with(input: Stdio, command: &mut Command, directory: &Path) -> Self {
         let mut child = command
             .current_dir(directory)
             .env_remove("SLUICEGATE_CONFIG")
             .env_remove("RUST_LOG")
             .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -266,23 +266,44 @@ fn l6_an_unchanged_backend_survives_a_new_configuration() {
 }
 
 #[test]
-fn l6_a_configuration_that_is_not_adopted_changes_nothing_and_another_check_begins_anew() {
+fn l6_another_check_makes_no_other_backend() {
+    let mut config = config(&[Active, Active]);
+    config.check = Some(check(1));
+    for backend in &mut config.backends {
+        backend.max_connections = NonZeroU32::new(1);
+    }
+    let old = build(&config);
+    pool_is(&old, Health::Up);
+    let held = lease(old.pick(&mut begin(&old), at(0))).unwrap();
+    let (full, other) = (held.backend(), usize::from(nth(&old, 0).id == held.backend().id));
+    nth(&old, other).eject(at(30));
+    config.check = Some(check(2));
+    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
+    new.adopt(at(1));
+    let known = nth(&new, 1 - other);
+    assert_eq!((known.id, known.live(), known.health(), known.downs()), (full.id, 1, Health::Up, 0));
+    assert!(!known.has_room(), "a limit is a limit");
+    assert!(nth(&new, other).is_ejected(at(1)));
+}
+
+#[test]
+fn l6_a_configuration_that_is_not_adopted_changes_nothing() {
     let mut config = config(&[Active, Active]);
     config.check = Some(check(1));
     let old = build(&config);
     pool_is(&old, Health::Down);
     nth(&old, 1).set_draining(true);
-    config.check = None;
-    let refused = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
-    assert_eq!((nth(&old, 0).health(), nth(&refused, 0).health()), (Health::Down, Health::Up));
-    config.check = Some(check(2));
-    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
-    assert_ne!(nth(&new, 0).id, nth(&old, 0).id);
-    assert_eq!((nth(&new, 0).health(), nth(&new, 1).is_draining()), (Health::Unknown, true));
-    // Told already, by the one before.
     assert_eq!(old.told(), Mode::Open);
-    pool_is(&new, Health::Down);
-    assert_eq!(new.adopt(at(1)), None);
+    config.check = None;
+    let new = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&old), at(1));
+    assert_eq!((nth(&old, 0).health(), nth(&old, 1).is_draining()), (Health::Down, true));
+    // Nobody is asked any more, so nobody would ever be found up again.
+    assert_eq!(new.adopt(at(1)), Some(Mode::Checked));
+    assert_eq!((nth(&new, 0).health(), nth(&new, 1).is_draining()), (Health::Up, true));
+    // And what is asked from now on is answered before anybody suffers.
+    config.check = Some(check(2));
+    let checked = Pool::new(&config, &[0; 16], &Registry::new(1), Some(&new), at(2));
+    assert_eq!((checked.adopt(at(2)), nth(&checked, 0).health()), (None, Health::Up));
 }
 
 fn pool_is(pool: &Pool, health: Health) {

@@ -119,6 +119,7 @@ impl World {
         self.config.backends[0].weight = 1;
         if random.one_in(10) {
             self.config.check = Some(check(1 + u32::try_from(random.below(3)).unwrap()));
+            self.checks.clear();
         }
         let before = self.states();
         let new = Arc::new(Pool::new(&self.config, &[0; 16], &self.registry, Some(&self.pool), self.now));
@@ -225,7 +226,13 @@ impl World {
         let backend = self.any_backend();
         let good = !self.random.one_in(3);
         let check = self.config.check.as_ref().unwrap();
-        let new = || (Threshold::new(check.rise, check.fall), Answers::default());
+        let new = || {
+            let threshold = Threshold::new(check.rise, check.fall);
+            match backend.health() {
+                Health::Unknown => (threshold, Answers::default()),
+                known => (threshold.knowing(known == Health::Up), Answers::known(known)),
+            }
+        };
         let (threshold, answers) = self.checks.entry(backend.id).or_insert_with(new);
         let expected = answers.add(good, backend.health(), check);
         let news = threshold.take(good).and_then(|(Change::First { up } | Change::Turned { up })| {

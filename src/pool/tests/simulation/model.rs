@@ -99,6 +99,11 @@ impl Model {
 }
 
 impl Answers {
+    /// As if the last one had led to this state.
+    pub(super) fn known(health: Health) -> Self {
+        Self(vec![health == Health::Up])
+    }
+
     /// Notes one more, and says what the backend is then: the first answer decides, and then only so many in a row.
     pub(super) fn add(&mut self, good: bool, before: Health, check: &config::Check) -> Health {
         self.0.push(good);
