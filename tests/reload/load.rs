@@ -203,7 +203,13 @@ fn l1_reloads_leave_nothing_behind() {
         "  most in the first half and in the second: memory {memory:?}, descriptors {descriptors:?}, threads {threads:?}; {snapshots} snapshots"
     );
     assert_eq!(snapshots, 2, "the first, and the newest");
-    assert!(memory.1 <= memory.0 + (512 << 10), "memory {memory:?}");
+    // A list that is read while the one before is still there moves single figures, so the middle ones are compared.
+    let [warm, late] = [warm, late].map(|half| {
+        let mut figures: Vec<_> = half.iter().map(|footprint| footprint.memory).collect();
+        figures.sort_unstable();
+        figures[figures.len() / 2]
+    });
+    assert!(late <= warm + (512 << 10), "memory {warm} then {late}");
     assert!(descriptors.1 <= descriptors.0 && threads.1 <= threads.0, "{descriptors:?} {threads:?}");
     for client in &mut clients {
         client::exchange(client, b"still there");
