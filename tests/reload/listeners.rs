@@ -180,11 +180,14 @@ fn connections_of_what_is_gone_are_listed_and_ended_by_name() {
     let (a, b) = (Backend::echo(), Backend::echo());
     let address = free_address();
     let gone = super::member("b", b.address).replace("pool.web", "pool.old");
-    let gone =
-        format!("[listener.x]\nbind = \"{address}\"\npool = \"old\"\n[pool.old]\n{gone}").replace("[pool.old]\n[", "[");
-    let gate = start(&(site(&[("a", &a)]) + &gone));
+    let gone = format!("[listener.x]\nbind = \"{address}\"\npool = \"old\"\n[pool.old]\ncheck = \"off\"\n{gone}");
+    let gate = start(&site(&[("a", &a)]));
+    append(&gate, &gone);
+    reload(&gate);
     let mut clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
-    clients.iter_mut().for_each(|client| exchange(client, b"before"));
+    for client in &mut clients {
+        exchange(client, b"before");
+    }
     edit(&gate, &gone, "");
     reload(&gate);
     let count = |words: &[&str]| json(&gate, &[&["conns"], words].concat())["total"].as_u64();

@@ -81,7 +81,8 @@ fn waiting_reloads_leave_seats_for_others() {
     // Whose first verdict takes two seconds.
     let check = "check = { type = \"send_expect\", expect = \"x\", timeout = \"20s\", every = \"30s\" }";
     let slow = super::member("b", mute.address).replace("pool.web", "pool.slow");
-    append(&gate, &format!("[pool.slow]\n{check}\n{slow}"));
+    let slow = format!("[pool.slow]\n{check}\n{slow}");
+    append(&gate, &slow);
     let words = ["reload", "--config", "sluicegate.toml"];
     let start = || crate::support::Process::start(&words, gate.directory.path());
     let waiting: Vec<_> = (0..20).map(|_| start()).collect();
@@ -97,6 +98,9 @@ fn waiting_reloads_leave_seats_for_others() {
     let codes = |code| ended.iter().filter(|ended| ended.code == Some(code)).count();
     assert!(codes(0) >= 8 && codes(0) + codes(1) == 20, "{ended:?}");
     assert!(ended.iter().filter(|ended| ended.code == Some(1)).all(|ended| ended.stderr.contains("try again")));
+    // It is still being asked.
+    edit(&gate, &slow, "");
+    reload(&gate);
     gate.finish();
 }
 
