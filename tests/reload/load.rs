@@ -210,8 +210,9 @@ fn l1_reloads_leave_nothing_behind() {
         figures[figures.len() / 2]
     });
     assert!(late <= warm + (512 << 10), "memory {warm} then {late}");
-    // Files are read on threads that come and go.
-    assert!(descriptors.1 <= descriptors.0 && threads.1 <= threads.0 + 2, "{descriptors:?} {threads:?}");
+    // Threads that read files, and their files, come and go; of a leak there would be one for each reload.
+    let grown = |(warm, late): (u64, u64)| late.saturating_sub(warm);
+    assert!(grown(descriptors) <= 4 && grown(threads) <= 2, "{descriptors:?} {threads:?}");
     for client in &mut clients {
         client::exchange(client, b"still there");
     }
