@@ -79,7 +79,7 @@ fn legitimate(gate: &Gate, time: Duration) -> (usize, Duration) {
 #[test]
 fn t6_s13_slow_handshakes_cost_only_themselves() {
     const MEMORY: u64 = 100 << 20;
-    let (count, limit) = if full() { (9_000, Duration::from_secs(20)) } else { (1_500, Duration::from_secs(6)) };
+    let (count, limit) = if full() { (8_000, Duration::from_secs(20)) } else { (1_500, Duration::from_secs(6)) };
     let _turn = turn();
     raise_descriptor_limit();
     let backend = Backend::echo();
