@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     admin::{self, State, control::Control},
-    config::{Config, Diagnostic, code::CANNOT_LISTEN},
+    config::{Diagnostic, code::CANNOT_LISTEN},
     ports::cannot_listen,
 };
 
@@ -43,15 +43,14 @@ pub struct Inherited {
 }
 
 impl Doors {
-    /// Binds both, or takes those that are configured as they were.
-    pub fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, Vec<Diagnostic>> {
-        let bind = config.admin.bind;
+    /// Binds both, or takes those that are where they were.
+    pub fn open(bind: SocketAddr, socket: Option<&Path>, inherited: &mut Inherited) -> Result<Self, Vec<Diagnostic>> {
         let tcp = inherited.tcp.take_if(|(given, _)| *given == bind).map(|(_, listener)| Ok(listener));
         let bound = tcp.unwrap_or_else(|| TcpListener::bind(bind)).and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
         let (address, tcp) = bound.map_err(|error| {
             vec![cannot_listen(bind, &error, None).note("this is the admin listener: [admin] bind")]
         })?;
-        let unix = match &config.admin.socket {
+        let unix = match socket {
             Some(path) => Some(open_socket(path, inherited).map_err(|error| vec![cannot_open(path, &error)])?),
             None => None,
         };
@@ -135,5 +134,7 @@ fn open_socket(path: &Path, inherited: &mut Inherited) -> io::Result<(SocketFile
 fn cannot_open(path: &Path, error: &io::Error) -> Diagnostic {
     let message = format!("cannot listen on `{}`: {error}", path.display());
     let help = "its folder must exist and be writable, and no other process may listen there";
-    Diagnostic::error(CANNOT_LISTEN, message).note("this is [admin] socket").help(help)
+    Diagnostic::error(CANNOT_LISTEN, message)
+        .note("this is the admin socket: [admin] socket, else admin.sock in $RUNTIME_DIRECTORY")
+        .help(help)
 }

@@ -117,7 +117,7 @@ impl Frontend {
     /// workers and all listeners.
     pub fn shortage(&self, handshakes: impl Fn() -> u64) -> Shortage {
         let [process, listener] = &self.limits;
-        let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.iter().count().max(1);
+        let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.own().count().max(1);
         if process.is_nearly_full() {
             Shortage::OfProcess(share(process, handshakes()))
         } else if listener.is_nearly_full() {

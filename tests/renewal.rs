@@ -19,7 +19,7 @@ use crate::{
         certificates::Leaf,
         client::{config_with, connect, connect_tls, handshake, read_all},
         gate::{https, pool},
-        wait_for, wait_until,
+        patient, wait_for, wait_until,
     },
 };
 
@@ -109,7 +109,7 @@ fn t15_a_certificate_that_is_renewed_again_and_again_costs_no_handshake() {
     println!("T15: {swaps} renewals under {handshakes} handshakes, {} failed, slowest {slowest:?}", faults.len());
     assert!(faults.is_empty(), "{faults:?}");
     // Changes are left to settle for a moment, so that a pair is read as a whole.
-    assert!(slowest < Duration::from_secs(if full() { 1 } else { 3 }), "{slowest:?}");
+    assert!(slowest < patient(Duration::from_secs(if full() { 1 } else { 3 })), "{slowest:?}");
     gate.finish();
 }
 

@@ -1,6 +1,10 @@
 //! `run`: the product in the foreground.
 
 use std::{
+    env,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -54,8 +58,16 @@ fn load_and_serve(arguments: &Arguments, summons: Option<&Summons>) -> Result<()
         rustls_records: arguments.rustls_records,
         config: Some(source.path.clone()),
         read_at,
+        usual_socket: env::var_os("RUNTIME_DIRECTORY").as_deref().and_then(socket_in),
     };
     serve(&source, loaded, options, (&provider, summons), |_| Ok(()))
+}
+
+/// The admin socket in the folder that a service manager has made for the process: `$RUNTIME_DIRECTORY`, the first of several
+/// with `:` between them (systemd.exec(5)).
+fn socket_in(directories: &OsStr) -> Option<PathBuf> {
+    let first = directories.as_bytes().split(|byte| *byte == b':').next().filter(|first| !first.is_empty())?;
+    Some(Path::new(OsStr::from_bytes(first)).join("admin.sock"))
 }
 
 /// Runs until a signal, or until another process has taken its place; `started` is called when clients are served.
@@ -137,4 +149,17 @@ fn announce(gate: &Gate) {
         info!(listener = &*listener, %address, "listening");
     }
     info!("ready");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_socket_is_in_the_first_folder_of_the_manager() {
+        let socket = |text: &str| socket_in(OsStr::new(text));
+        assert_eq!(socket("/run/sluicegate"), Some("/run/sluicegate/admin.sock".into()));
+        assert_eq!(socket("/run/a:/run/b"), Some("/run/a/admin.sock".into()));
+        assert_eq!(socket(""), None);
+    }
 }

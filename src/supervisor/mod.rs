@@ -10,7 +10,7 @@ mod workers;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -65,11 +65,13 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Just before it was read the first time.
     pub read_at: SystemTime,
+    /// The admin socket of a configuration that names none.
+    pub usual_socket: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reuseport: true, rustls_records: false, config: None, read_at: SystemTime::now() }
+        Self { reuseport: true, rustls_records: false, config: None, read_at: SystemTime::now(), usual_socket: None }
     }
 }
 
@@ -118,7 +120,7 @@ pub async fn start(
     let registry = Arc::new(Registry::new(limits.workers));
     let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
-    let (ports, passed, doors) = open(config, sockets, heir.as_mut())?;
+    let (ports, passed, doors) = open(config, sockets, options.usual_socket.as_deref(), heir.as_mut())?;
     let (template, log) = template(config, &options, &registry)?;
     let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
     let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
@@ -210,6 +212,7 @@ fn template(
 fn open(
     config: &Config,
     sockets: usize,
+    usual_socket: Option<&Path>,
     mut heir: Option<&mut Inheritance>,
 ) -> Result<(Vec<Port>, Passed, Doors), Vec<Diagnostic>> {
     let passed = heir.as_mut().map_or_else(Passed::take, |heir| std::mem::take(&mut heir.passed));
@@ -217,7 +220,8 @@ fn open(
     let (inherited, inherited_doors) =
         heir.map_or((&mut no_ports, &mut no_doors), |heir| (&mut heir.ports, &mut heir.doors));
     let ports = ports::bind(config, sockets, &passed, inherited)?;
-    Ok((ports, passed, Doors::open(config, inherited_doors)?))
+    let socket = config.admin.socket.as_deref().or(usual_socket);
+    Ok((ports, passed, Doors::open(config.admin.bind, socket, inherited_doors)?))
 }
 
 /// What the admin listener answers from.

@@ -17,7 +17,8 @@ fn verdict(check: &str, address: SocketAddr) -> Option<String> {
     let gate = Gate::plan(&(tcp("") + &pool + &check)).checked().file("password", "from-a-file\n").start();
     let metrics = gate.metrics();
     let asked: f64 = metrics.select("sluicegate_health_checks_total", &[]).map(|series| series.value).sum();
-    assert!((asked - 1.0).abs() < 0.1, "{asked} checks");
+    // The second one comes at any moment of the time between two.
+    assert!(asked > 0.9, "{asked} checks");
     let reasons = reasons(&gate);
     assert_eq!(is_up(&metrics, "b0"), reasons.is_empty(), "{reasons:?}");
     reasons.first().cloned()

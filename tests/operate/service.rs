@@ -2,7 +2,7 @@
 
 use std::{
     net::{TcpListener, TcpStream},
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     process::Command,
 };
@@ -77,6 +77,24 @@ fn a_reload_by_the_manager_fails_where_the_process_refuses_and_only_there() {
     assert_eq!(reload().code, Some(0));
     std::fs::write(&file, good).unwrap();
     assert_eq!(reload().code, Some(0));
+    gate.finish();
+}
+
+/// Nothing has to be configured for the verbs where a manager gives the process a folder.
+#[test]
+fn the_admin_socket_is_in_the_folder_of_the_manager() {
+    let backend = Backend::echo();
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("sluicegate.toml"), configuration(&backend, "127.0.0.1:0")).unwrap();
+    let line = "mkdir run && export RUNTIME_DIRECTORY=\"$PWD/run:$PWD/other\"";
+    let process = Process::start_after(line, &["run", "--config", "sluicegate.toml"], directory.path());
+    let gate = Gate::over(process, directory, LATE);
+    let socket = gate.directory.path().join("run/admin.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    for verb in ["status", "plan", "reload"] {
+        let ended = Process::run(&[verb, "--socket", "run/admin.sock"], gate.directory.path(), LATE);
+        assert_eq!(ended.code, Some(0), "{verb}: {}", ended.stderr);
+    }
     gate.finish();
 }
 

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use crate::support::{
     Backend, Gate, Process, SOON, client,
     gate::{https, pool, tcp},
+    patient,
     process::BINARY,
     programs, wait_for,
 };
@@ -45,7 +46,7 @@ fn s24_after_a_kill_it_accepts_again_within_300_ms() {
     }
     taken.sort();
     println!("S24: {KILLS} kills: served again after {:?} (median), {:?} at most", taken[KILLS / 2], taken[KILLS - 1]);
-    assert!(taken[KILLS / 2] <= Duration::from_millis(300), "{taken:?}");
+    assert!(taken[KILLS / 2] <= patient(Duration::from_millis(300)), "{taken:?}");
     gate.process.stop();
     gate.ended();
 }

@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value};
 
-use super::{SOON, wait_for, wait_until};
+use super::{SOON, host, wait_for, wait_until};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
 
@@ -96,6 +96,7 @@ impl Process {
     }
 
     fn spawn_with(input: Stdio, command: &mut Command, directory: &Path) -> Self {
+        host::watch();
         let mut child = command
             .current_dir(directory)
             .env_remove("SLUICEGATE_CONFIG")

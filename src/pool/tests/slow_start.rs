@@ -10,18 +10,6 @@ use super::*;
 const SLOW: u64 = 10;
 const PER_SECOND: usize = 2_000;
 
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-}
-
 fn source(number: u64) -> IpAddr {
     Ipv4Addr::from_bits(0x0a00_0000 | u32::try_from(number & 0x00ff_ffff).unwrap()).into()
 }
