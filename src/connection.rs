@@ -5,6 +5,7 @@
 //! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
 //! other, each in its own cells, and only sums are shown.
 
+mod rejected;
 mod search;
 mod sight;
 
@@ -36,6 +37,7 @@ use crate::{
         unbuffered,
     },
 };
+pub use rejected::Rejected;
 
 /// A client that may come in. It belongs to no worker yet, so any of them can serve it.
 #[derive(Debug)]
@@ -80,22 +82,28 @@ struct Notes {
 
 /// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
 /// costs accept, close and at most one option (traps F5). `worker` is the one that accepted.
-pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
+pub fn admit(
+    fd: OwnedFd,
+    client: SocketAddr,
+    frontend: &Arc<Frontend>,
+    worker: usize,
+) -> Result<Admitted, Rejected<'_>> {
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
     let (action, rule) = frontend.firewall.judge(client.ip(), worker);
+    let reject = |fd, outcome, reset| {
+        turn_away(fd, reset);
+        cells.close(outcome, Duration::ZERO);
+        Err(Rejected { client, frontend, rule, outcome })
+    };
     if action == Action::Deny {
-        turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
-        cells.close(Outcome::Denied, Duration::ZERO);
-        return None;
+        return reject(fd, Outcome::Denied, frontend.firewall.deny_action == DenyAction::Reset);
     }
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
-        turn_away(fd, true);
-        cells.close(Outcome::MaxConnections, Duration::ZERO);
-        return None;
+        return reject(fd, Outcome::MaxConnections, true);
     };
-    Some(Admitted {
+    Ok(Admitted {
         fd,
         client,
         frontend: Arc::clone(frontend),

@@ -85,9 +85,10 @@ struct Desk {
 
 impl Desk {
     fn serve(&self, (fd, client): (OwnedFd, SocketAddr)) {
-        let admitted = connection::admit(fd, client, &self.frontend.borrow(), self.local.index);
-        if let Some(client) = admitted {
-            self.crew.serve(client, &self.local);
+        let frontend = self.frontend.borrow();
+        match connection::admit(fd, client, &frontend, self.local.index) {
+            Ok(client) => self.crew.serve(client, &self.local),
+            Err(rejected) => rejected.tell(&self.local),
         }
     }
 

@@ -1,12 +1,14 @@
 //! What the connections of one worker share. It never leaves its thread.
 
-use std::{cell::Cell, ops::Deref, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::IpAddr, ops::Deref, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
     access_log::{AccessLog, Record},
     alarm::Alarms,
     drain::Drain,
     metrics::{Level, Registry},
+    outcome::Outcome,
+    rejections::Rejections,
     relay::Resources,
     sys::clock::{self, Moment},
     tls::crowd::Crowd,
@@ -25,6 +27,7 @@ pub struct Local {
     pub handshakes: Crowd,
     shortages: Cell<u32>,
     registry: Arc<Registry>,
+    rejections: Arc<Rejections>,
     log: Option<AccessLog>,
     random: Cell<u64>,
     warned: Cell<Option<Moment>>,
@@ -39,7 +42,7 @@ impl Local {
     pub fn new(
         index: usize,
         resources: Resources,
-        registry: Arc<Registry>,
+        (registry, rejections): (Arc<Registry>, Arc<Rejections>),
         log: Option<AccessLog>,
         rustls_records: bool,
         seed: u64,
@@ -55,6 +58,7 @@ impl Local {
             handshakes: Crowd::default(),
             shortages: Cell::new(0),
             registry,
+            rejections,
             log,
             random,
             warned: Cell::new(None),
@@ -76,6 +80,11 @@ impl Local {
         if let Some(log) = &self.log {
             log.write(record());
         }
+    }
+
+    /// Notes a client that is turned away; whether it is to have a record.
+    pub fn reject(&self, client: IpAddr, outcome: Outcome) -> bool {
+        self.rejections.note(client, outcome, clock::coarse(), self.log.is_some())
     }
 
     /// The handshakes in progress of this worker.

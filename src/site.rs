@@ -6,12 +6,12 @@ use rustls::crypto::CryptoProvider;
 
 use crate::{
     backend::Health,
-    config,
+    config::{self, Action},
     frontend::{Common, Firewall, Frontend, Limit},
     load::{Loaded, Materials},
     metrics::{
-        BackendGauges, CertificateGauges, Gauges, ListenerGauges, PerWorker, PoolGauges, PrefixGauges, Registry,
-        RuleCells,
+        BackendGauges, CertificateGauges, Gauges, ListenerGauges, OffloadCells, PerWorker, PoolGauges, PrefixGauges,
+        Registry, RuleCells,
     },
     pool::{Mode, Pool},
     sys::clock::{self, Moment},
@@ -33,6 +33,8 @@ pub struct Site {
     prefixes: Vec<PrefixGauges>,
     /// Of each rule, under whatever it has done since it has its name: no counter is lost when that changes.
     _rules: Vec<Arc<PerWorker<RuleCells>>>,
+    /// Of each rule that the kernel may have.
+    _offloaded: Vec<Arc<PerWorker<OffloadCells>>>,
 }
 
 /// A certificate of one listener, as people want to see it.
@@ -80,6 +82,8 @@ impl Site {
         let prefixes =
             rules.map(|(rule, &(v4, v6))| PrefixGauges { rule: rule.name.clone(), v4: v4 as u64, v6: v6 as u64 });
         let names = config.firewall.rules.iter().map(|rule| rule.name.as_str());
+        let denying = config.firewall.rules.iter().filter(|rule| rule.action == Action::Deny && !rule.shadow);
+        let denying = denying.map(|rule| rule.name.as_str()).chain(["default"]);
         Ok(Self {
             frontends,
             pools,
@@ -88,6 +92,7 @@ impl Site {
             certificates: certificates(loaded),
             served_certificates: served_certificates(loaded),
             prefixes: prefixes.collect(),
+            _offloaded: denying.map(|rule| registry.offloaded(rule)).collect(),
             _rules: names.chain(["default"]).flat_map(|name| registry.rules_of(name)).collect(),
         })
     }

@@ -24,6 +24,7 @@ use crate::{
     local::Local,
     metrics::Registry,
     ports,
+    rejections::Rejections,
     relay::{self, Resources},
     sys::listen::Acceptor,
 };
@@ -40,6 +41,7 @@ pub struct Assignment {
     /// TLS records by rustls instead of our own record layer.
     pub rustls_records: bool,
     pub registry: Arc<Registry>,
+    pub rejections: Arc<Rejections>,
     pub crew: Arc<Crew>,
     /// `None`: no access log.
     pub log: Option<AccessLog>,
@@ -65,9 +67,10 @@ pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Resul
 }
 
 async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) {
-    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, crew, log, seed } = assignment;
+    let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, rejections, crew, log, seed } =
+        assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
-    let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
+    let local = Rc::new(Local::new(index, resources, (registry, rejections), log, rustls_records, seed));
     let alarms = Rc::clone(&local.alarms);
     let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
     let mut worker = Worker { local, crew, doors: HashMap::new() };

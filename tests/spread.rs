@@ -169,6 +169,7 @@ fn a7_no_client_is_lost_between_two_workers_at_a_stop() {
         zero_copy: ZeroCopy::Off,
         rustls_records: false,
         registry: Arc::clone(&registry),
+        rejections: Arc::default(),
         crew: Arc::new(Crew::new(handles.clone(), Arc::clone(&registry))),
         log: None,
         seed: 1,

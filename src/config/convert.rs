@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     AccessLog, Action, Admin, Auto, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global, Listener,
-    ListenerTimeouts, Log, LogFormat, LogLevel, Pool, Rule, Tls, TlsVersion, ZeroCopy,
+    ListenerTimeouts, Log, LogFormat, LogLevel, Offload, Pool, Rule, Tls, TlsVersion, ZeroCopy,
     check::check,
     code,
     diagnostic::Diagnostic,
@@ -31,6 +31,9 @@ pub const DEFAULT_ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::
 
 /// Where the command line looks for the process unless the file says otherwise.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/sluicegate/admin.sock";
+
+/// Of the packet filter.
+const DEFAULT_TABLE: &str = "sluicegate";
 
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 
@@ -109,6 +112,7 @@ fn convert(file: &File) -> Option<Config> {
         firewall: Firewall {
             default: value(&file.firewall.default, Action::Allow),
             deny_action: value(&file.firewall.deny_action, DenyAction::Drop),
+            offload: offload(&file.firewall),
             rules: file.firewall.rules.iter().map(rule).collect::<Option<_>>()?,
             tests: file.firewall.tests.iter().map(test).collect::<Option<_>>()?,
         },
@@ -159,6 +163,13 @@ fn timeouts(file: &file::Timeouts, default: Timeouts) -> Timeouts {
             half_closed: value(&file.half_closed, default.listener.half_closed),
             max_age: value(&file.max_age, default.listener.max_age),
         },
+    }
+}
+
+fn offload(file: &file::Firewall) -> Offload {
+    match value(&file.offload, false) {
+        true => Offload::Nftables { table: value(&file.offload_table, DEFAULT_TABLE.to_owned()) },
+        false => Offload::Off,
     }
 }
 

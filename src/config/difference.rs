@@ -124,6 +124,7 @@ fn sections(old: &Config, new: &Config) -> Vec<Difference> {
             &[
                 ("default", old.firewall.default == new.firewall.default),
                 ("deny_action", old.firewall.deny_action == new.firewall.deny_action),
+                ("offload", old.firewall.offload == new.firewall.offload),
                 ("tests", old.firewall.tests == new.firewall.tests),
                 ("order of the rules", has_same_order(&order(old), &order(new))),
             ],

@@ -66,6 +66,9 @@ pub struct Timeouts {
 pub struct Firewall {
     pub default: Written<Action>,
     pub deny_action: Written<DenyAction>,
+    /// Whether it is on.
+    pub offload: Written<bool>,
+    pub offload_table: Written<String>,
     pub rules: Vec<Rule>,
     pub tests: Vec<Test>,
 }
@@ -121,7 +124,8 @@ pub const TIMEOUTS: Schema =
     Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue", "drain"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
-pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };
+pub const FIREWALL: Schema =
+    Schema { name: "[firewall]", keys: &["default", "deny_action", "offload", "offload_table", "rules", "tests"] };
 pub const RULE: Schema = Schema {
     name: "[[firewall.rules]]",
     keys: &["name", "allow", "deny", "allow_file", "deny_file", "listeners", "shadow"],
@@ -140,6 +144,7 @@ pub const LEVEL: &[(&str, LogLevel)] =
     &[("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];
 pub const ACTION: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
 pub const DENY_ACTION: &[(&str, DenyAction)] = &[("drop", DenyAction::Drop), ("reset", DenyAction::Reset)];
+pub const OFFLOAD: &[(&str, bool)] = &[("off", false), ("nftables", true)];
 pub const TLS_VERSION: &[(&str, TlsVersion)] = &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
 
 // Bounds that no sensible file reaches: they catch slips of the keyboard.

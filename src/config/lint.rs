@@ -16,6 +16,14 @@ use super::{
 /// Notes the doubts about a configuration without mistakes.
 pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
+    if let (Some(table), None | Some(false)) =
+        (span(&file.firewall.offload_table), file.firewall.offload.as_ref().map(|offload| offload.value))
+    {
+        let problem = no_effect("`offload_table` has no effect without `offload`".to_owned(), table);
+        report.push(
+            problem.label("no rules are given to the kernel").help("add `offload = \"nftables\"`, or leave this out"),
+        );
+    }
     if let Some(default) = &file.firewall.default {
         let admits = |rule: &Rule| rule.action == Action::Allow && !rule.shadow;
         if default.value == Action::Deny && !config.firewall.rules.iter().any(admits) {

@@ -137,6 +137,7 @@ pub enum LogLevel {
 pub struct Firewall {
     pub default: Action,
     pub deny_action: DenyAction,
+    pub offload: Offload,
     /// In written order: the first match decides.
     pub rules: Vec<Rule>,
     pub tests: Vec<FirewallTest>,
@@ -149,6 +150,16 @@ pub enum DenyAction {
     Drop,
     /// RST.
     Reset,
+}
+
+/// Whether the kernel denies too, before it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offload {
+    Off,
+    /// By a table of this name, of the family `inet`.
+    Nftables {
+        table: String,
+    },
 }
 
 #[derive(Debug, Clone)]

@@ -10,8 +10,8 @@ use super::{
     file::{
         ACTION, ADMIN, Admin, CERTIFICATE, Certificate, DAY, DAY_OR_NEVER, DENY_ACTION, FIREWALL, FORMAT, File,
         Firewall, GLOBAL, Global, LEVEL, LISTENER, LISTENER_TIMEOUTS, LOG, Listener, Log, MOST_CONNECTIONS,
-        MOST_WORKERS, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER,
-        ZERO_COPY,
+        MOST_WORKERS, OFFLOAD, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR,
+        YEAR_OR_NEVER, ZERO_COPY,
     },
     network,
     pool::{file::POOL, read::pool},
@@ -124,6 +124,8 @@ fn firewall(table: &Table, base: &Path, report: &mut Report) -> Firewall {
     Firewall {
         default: table.read("default", report, value::word(ACTION)),
         deny_action: table.read("deny_action", report, value::word(DENY_ACTION)),
+        offload: table.read("offload", report, value::word(OFFLOAD)),
+        offload_table: table.read("offload_table", report, value::table_name),
         rules: table
             .tables("rules", "a rule of [firewall]", &RULE, report)
             .into_iter()

@@ -165,6 +165,16 @@ pub fn name(written: &str) -> Result<String, Problem> {
     }
 }
 
+/// The name of a table of the packet filter: a word of its language.
+pub fn table_name(value: &DeValue) -> Result<String, Problem> {
+    let written = name(text_of(value)?)?;
+    if written.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        return Ok(written);
+    }
+    let problem = Diagnostic::error(code::BAD_NAME, format!("{} cannot be the name of a table", quoted(&written)));
+    Err(problem.label("it has to begin with a letter").into())
+}
+
 /// As [`name`], from a value, except for one name that has a meaning already.
 pub fn name_except(reserved: &'static str) -> impl Fn(&DeValue) -> Result<String, Problem> {
     move |value| {

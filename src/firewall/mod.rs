@@ -11,7 +11,7 @@ mod table;
 mod tests;
 
 pub use list::{LineError, List, ListErrors, find_in_list, parse_list};
-pub use table::{MAX_RULES, RuleSet, Table, Verdict};
+pub use table::{Denied, MAX_RULES, Range, RuleSet, Table, Verdict};
 
 /// What a rule does with a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,14 +7,18 @@ const BLOCK: usize = 16;
 /// An address as a number.
 pub trait Bits: Copy + Ord {
     const ZERO: Self;
+    const LAST: Self;
     /// The last address of the network that starts here.
     fn last_of(self, prefix: u8) -> Self;
     /// `None` after the last address of all.
     fn next(self) -> Option<Self>;
+    /// The first address has none, and is its own.
+    fn before(self) -> Self;
 }
 
 impl Bits for u32 {
     const ZERO: Self = 0;
+    const LAST: Self = Self::MAX;
 
     fn last_of(self, prefix: u8) -> Self {
         self | Self::MAX.checked_shr(prefix.into()).unwrap_or(0)
@@ -22,11 +26,16 @@ impl Bits for u32 {
 
     fn next(self) -> Option<Self> {
         self.checked_add(1)
+    }
+
+    fn before(self) -> Self {
+        self.saturating_sub(1)
     }
 }
 
 impl Bits for u128 {
     const ZERO: Self = 0;
+    const LAST: Self = Self::MAX;
 
     fn last_of(self, prefix: u8) -> Self {
         self | Self::MAX.checked_shr(prefix.into()).unwrap_or(0)
@@ -34,6 +43,10 @@ impl Bits for u128 {
 
     fn next(self) -> Option<Self> {
         self.checked_add(1)
+    }
+
+    fn before(self) -> Self {
+        self.saturating_sub(1)
     }
 }
 
@@ -110,6 +123,13 @@ impl<A: Bits> Ranges<A> {
     pub fn classes(&self) -> impl Iterator<Item = u32> {
         // What fills up the last block repeats its last range.
         self.blocks.iter().flat_map(|block| block.classes)
+    }
+
+    /// Every range: its first and its last address and its class, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (A, A, u32)> {
+        let all = || self.blocks.iter().flat_map(|block| block.starts.into_iter().zip(block.classes)).take(self.len);
+        let lasts = all().skip(1).map(|(next, _)| next.before()).chain([A::LAST]);
+        all().zip(lasts).map(|((first, class), last)| (first, last, class))
     }
 
     pub fn heap_bytes(&self) -> usize {
@@ -237,6 +257,21 @@ mod tests {
                 let inside = address < count * 4 && address % 4 == 2;
                 assert_eq!(ranges.class_of(address), if inside { address + 1 } else { 0 }, "{address} of {count}");
             }
+        }
+    }
+
+    #[test]
+    fn the_ranges_are_the_whole_space_in_order() {
+        for count in [0, 1, 7, 8, 15, 16, 17, 255, 256] {
+            let entries = (0..count).map(|index| Entry { first: index * 4 + 2, prefix: 31, rule: 0 }).collect();
+            let ranges = Ranges::<u32>::build(entries, 9, |_, _| 1);
+            let all: Vec<_> = ranges.iter().collect();
+            assert_eq!(all.len(), ranges.len());
+            assert_eq!((all[0].0, all[all.len() - 1].1), (0, u32::MAX));
+            assert!(all.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0), "{all:?}");
+            assert!(all.iter().all(|(first, last, class)| ranges.class_of(*first) == *class
+                && ranges.class_of(*last) == *class
+                && (*class == 9 || last - first == 1)));
         }
     }
 

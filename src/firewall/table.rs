@@ -32,6 +32,21 @@ pub struct Verdict<'a> {
     pub shadows: &'a [u16],
 }
 
+/// Addresses that are denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denied {
+    /// As in [`Verdict`].
+    pub rule: Option<u16>,
+    pub range: Range,
+}
+
+/// First and last address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Range {
+    V4(u32, u32),
+    V6(u128, u128),
+}
+
 /// The first-match verdict for every address there is, found in one search. Immutable.
 ///
 /// About 8.3 bytes per range for IPv4 and 21 for IPv6, and at most two ranges per network.
@@ -77,6 +92,22 @@ impl Table {
         let used: BTreeSet<u32> = self.v4.classes().chain(self.v6.classes()).collect();
         let numbered = (0..).zip(&self.classes).filter(move |(number, _)| used.contains(number));
         numbered.map(|(_, Class { action, rule, shadows })| Verdict { action: *action, rule: *rule, shadows })
+    }
+
+    /// Every address that is denied, in ranges that do not overlap: IPv4, then IPv6. Those that a shadow rule matches first are
+    /// left out: somebody wants them counted.
+    pub fn denied(&self) -> impl Iterator<Item = Denied> {
+        let rule = |class: u32| {
+            let class = self.classes.get(class as usize)?;
+            (class.action == Action::Deny && class.shadows.is_empty()).then_some(class.rule)
+        };
+        let v4 = self.v4.iter().filter_map(move |(first, last, class)| {
+            rule(class).map(|rule| Denied { rule, range: Range::V4(first, last) })
+        });
+        let v6 = self.v6.iter().filter_map(move |(first, last, class)| {
+            rule(class).map(|rule| Denied { rule, range: Range::V6(first, last) })
+        });
+        v4.chain(v6)
     }
 
     /// Ranges held, IPv4 and IPv6 together; 2 (one for each) when there are no rules.

@@ -274,3 +274,39 @@ fn a_table_can_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Table>();
 }
+
+/// What is given to the kernel is exactly what would be denied, and by the same rule.
+#[test]
+fn f3_the_denied_ranges_are_those_that_the_linear_matcher_denies() {
+    let mut random = Random(5);
+    for _ in 0..300 {
+        let mut seen: Vec<Cidr> = Vec::new();
+        let mut rules = Vec::new();
+        for _ in 0..random.below(7) {
+            let from = seen.len();
+            for _ in 0..random.below(5) {
+                let network = random.network(&seen);
+                seen.push(network);
+            }
+            rules.push(Rule { networks: seen[from..].to_vec(), action: random.action(), shadow: random.below(4) == 0 });
+        }
+        let default = random.action();
+        let (table, slow) = (table(&rules, default), Linear::new(&rules, default));
+        let denied: Vec<_> = table.denied().collect();
+        for _ in 0..200 {
+            let ip = match seen.len() as u64 {
+                len if len > 0 && random.below(4) > 0 => random.near_one(&seen),
+                _ => random.address(),
+            };
+            let holds = |range| match (range, ip.to_canonical()) {
+                (Range::V4(first, last), IpAddr::V4(ip)) => (first..=last).contains(&ip.to_bits()),
+                (Range::V6(first, last), IpAddr::V6(ip)) => (first..=last).contains(&ip.to_bits()),
+                _ => false,
+            };
+            let found: Vec<_> = denied.iter().filter(|denied| holds(denied.range)).map(|denied| denied.rule).collect();
+            let (action, rule, shadows) = slow.verdict(ip);
+            let expected = (action == Action::Deny && shadows.is_empty()).then_some(rule);
+            assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{ip} in {seen:?}");
+        }
+    }
+}

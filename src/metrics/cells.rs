@@ -70,6 +70,13 @@ pub struct RuleCells {
     pub connections: Counter,
 }
 
+/// What the control thread counts for one firewall rule that the kernel has; there is one block of it.
+#[derive(Debug, Default)]
+pub struct OffloadCells {
+    /// Packets that the kernel has denied by it.
+    pub packets: Counter,
+}
+
 /// What one worker counts for itself.
 #[derive(Debug, Default)]
 pub struct WorkerCells {

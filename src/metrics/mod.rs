@@ -14,8 +14,8 @@ mod render;
 mod totals;
 
 pub use cells::{
-    BackendCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
-    WorkerCells,
+    BackendCells, CheckCells, Counter, Family, Level, ListenerCells, OffloadCells, Padded, PerWorker, PoolCells,
+    RuleCells, WorkerCells,
 };
 pub use exposition::Format;
 pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges};

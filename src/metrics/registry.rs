@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use super::{
-    cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{BackendCells, CheckCells, ListenerCells, OffloadCells, PerWorker, PoolCells, RuleCells, WorkerCells},
     labels::{Label, RuleAction},
     panics::panics,
 };
@@ -25,6 +25,9 @@ pub struct Registry {
     pub(super) backends: Named<(String, String), BackendCells>,
     /// By pool and backend; the control thread alone writes them.
     pub(super) checks: Named<(String, String), CheckCells>,
+    /// By rule; the control thread alone writes them.
+    pub(super) offloaded: Named<String, OffloadCells>,
+    offload_up: AtomicBool,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
     generations: Arc<AtomicU64>,
@@ -71,6 +74,8 @@ impl Registry {
             pools: Named::new(workers),
             backends: Named::new(workers),
             checks: Named::new(1),
+            offloaded: Named::new(1),
+            offload_up: AtomicBool::new(false),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
             generations: Arc::default(),
@@ -111,6 +116,20 @@ impl Registry {
         self.checks.cells((pool.to_owned(), backend.to_owned()))
     }
 
+    /// The cells of a rule in the kernel, for the control thread.
+    pub fn offloaded(&self, rule: &str) -> Arc<PerWorker<OffloadCells>> {
+        self.offloaded.cells(rule.to_owned())
+    }
+
+    /// Whether the kernel denies what the firewall denies.
+    pub fn offload_is_up(&self) -> bool {
+        self.offload_up.load(Ordering::Relaxed)
+    }
+
+    pub fn set_offload_up(&self, is_up: bool) {
+        self.offload_up.store(is_up, Ordering::Relaxed);
+    }
+
     /// Drops the cells that nobody holds any more, and their series with them: for after a reload, and after each scrape,
     /// because the cells of a removed name stay while a connection of its time still counts.
     pub fn forget_unused(&self) {
@@ -119,6 +138,7 @@ impl Registry {
         self.pools.forget_unused();
         self.backends.forget_unused();
         self.checks.forget_unused();
+        self.offloaded.forget_unused();
     }
 
     /// Access log records that nobody will read; many threads add to it, rarely.
@@ -188,6 +208,10 @@ impl Registry {
 
     pub fn backends(&self) -> All<(String, String), BackendCells> {
         self.backends.all()
+    }
+
+    pub fn all_offloaded(&self) -> All<String, OffloadCells> {
+        self.offloaded.all()
     }
 
     pub fn all_checks(&self) -> All<(String, String), CheckCells> {

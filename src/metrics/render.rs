@@ -41,13 +41,14 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 19] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
     ("sluicegate_accept_errors_total", "Failed accepts."),
     ("sluicegate_connections_closed_total", "Ended connections, by how they ended."),
     ("sluicegate_firewall_connections_total", "Connections by the firewall rule that decided, or would have."),
+    ("sluicegate_firewall_offloaded_packets_total", "Packets that the kernel has denied, by the firewall rule."),
     ("sluicegate_tls_handshakes_total", "Completed TLS handshakes with clients."),
     ("sluicegate_tls_handshake_failures_total", "TLS handshakes with clients that were not completed."),
     ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
@@ -66,12 +67,13 @@ const COUNTERS: [(&str, &str); 18] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 15] = [
+const GAUGES: [(&str, &str); 16] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
     ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
+    ("sluicegate_firewall_offload_up", "1 when the kernel denies what the firewall denies."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
     ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
     ("sluicegate_pipes", "Kernel pipes of the splice relay."),
@@ -140,6 +142,11 @@ fn firewall(registry: &Registry, to: &mut Exposition) {
         let connections = cells.sum(|cells| cells.connections.value());
         to.sample("sluicegate_firewall_connections_total", &labels, connections);
     }
+    for (rule, cells) in registry.all_offloaded() {
+        let packets = cells.sum(|cells| cells.packets.value());
+        to.sample("sluicegate_firewall_offloaded_packets_total", &[("rule", rule.as_str())], packets);
+    }
+    to.sample("sluicegate_firewall_offload_up", &[], u8::from(registry.offload_is_up()));
 }
 
 fn relay(registry: &Registry) {

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cells::{BackendCells, CheckCells, Counter, Family, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{
+        BackendCells, CheckCells, Counter, Family, ListenerCells, OffloadCells, PerWorker, PoolCells, RuleCells,
+        WorkerCells,
+    },
     histogram::{Histogram, Sum},
     labels::{Direction, Label, RelayPath, Resumption, RuleAction},
     registry::{Named, Registry},
@@ -27,6 +30,9 @@ pub struct Totals {
     /// By pool, and by backend.
     backends: BTreeMap<String, BTreeMap<String, Numbers>>,
     checks: BTreeMap<String, BTreeMap<String, Numbers>>,
+    /// By rule.
+    #[serde(default)]
+    offloaded: BTreeMap<String, Numbers>,
 }
 
 /// Those that are not 0. Sums of durations are whole nanoseconds.
@@ -72,6 +78,7 @@ impl Registry {
             rules,
             pools: self.pools().into_iter().map(|(name, cells)| (name, summed(&cells))).collect(),
             backends: by_pool(self.backends().into_iter().map(|(name, cells)| (name, summed(&cells)))),
+            offloaded: self.all_offloaded().into_iter().map(|(rule, cells)| (rule, summed(&cells))).collect(),
             checks: by_pool(self.all_checks().into_iter().map(|(name, cells)| (name, summed(&cells)))),
         }
     }
@@ -91,6 +98,9 @@ impl Registry {
                     raise_known(&self.rules, &(rule.clone(), *action), numbers);
                 }
             }
+        }
+        for (rule, numbers) in &totals.offloaded {
+            raise_known(&self.offloaded, rule, numbers);
         }
         for (name, numbers) in &totals.pools {
             raise_known(&self.pools, name, numbers);
@@ -196,6 +206,12 @@ impl Cells for ListenerCells {
 impl Cells for RuleCells {
     fn each<'c>(&'c self, visit: &mut dyn FnMut(String, Cell<'c>)) {
         visit("connections".to_owned(), Cell::Counter(&self.connections));
+    }
+}
+
+impl Cells for OffloadCells {
+    fn each<'c>(&'c self, visit: &mut dyn FnMut(String, Cell<'c>)) {
+        visit("packets".to_owned(), Cell::Counter(&self.packets));
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     doors::Doors,
     load::{self, Before, Loaded, Text},
     metrics::Registry,
+    offload::Offload,
     ports::{self, Passed, Port},
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
     service,
@@ -52,6 +53,7 @@ pub(super) struct Governor {
     pub(super) crew: Arc<Crew>,
     pub(super) admin: Arc<admin::State>,
     pub(super) doors: Doors,
+    pub(super) offload: Arc<Offload>,
     pub(super) launch: Result<Launch, String>,
     /// Who has taken the place of this process.
     pub(super) successor: Option<Successor>,

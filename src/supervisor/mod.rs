@@ -38,7 +38,9 @@ use crate::{
     health::{Checkers, FirstVerdicts, Watch, Watched},
     load::Loaded,
     metrics::{Registry, render},
+    offload::Offload,
     ports::{self, Passed, Port},
+    rejections::Teller,
     running::{Counter, Live, Running},
     service,
     site::Site,
@@ -53,6 +55,9 @@ use workers::{Template, Workers, start_workers, tried_paths};
 
 /// How long clients wait for the first verdicts of checks (traps B3).
 const WARM_UP: Duration = Duration::from_secs(2);
+
+/// What a stop waits for the packet filter.
+const LAST_RULES: Duration = Duration::from_secs(5);
 
 /// What only the command line says.
 #[derive(Debug, Clone)]
@@ -91,6 +96,7 @@ pub struct Gate {
     admin: Arc<admin::State>,
     registry: Arc<Registry>,
     servants: Servants,
+    offload: Arc<Offload>,
     log: Option<access_log::Guard>,
 }
 
@@ -137,13 +143,17 @@ pub async fn start(
     let (upgrade, upgrades) = mpsc::channel(1);
     let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
     admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
+    let offload = heir.as_mut().and_then(|heir| heir.offload.take());
+    let offload = Arc::new(Offload::new(Arc::clone(&registry), offload));
     let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     admin.ready.store(true, Ordering::Relaxed);
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
-    let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
+    let teller = Teller::new(template.rejections, Arc::clone(&registry));
+    let mut watching = watching(&live, (&crew, &admin), &counter, teller, options.read_at);
+    watching.push(tokio::spawn(Arc::clone(&offload).watch(Arc::clone(&live))));
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
@@ -159,6 +169,7 @@ pub async fn start(
         crew,
         admin: Arc::clone(&admin),
         doors,
+        offload: Arc::clone(&offload),
         launch: Launch::of_this_process().map_err(|error| error.to_string()),
         successor: None,
     };
@@ -176,6 +187,7 @@ pub async fn start(
         admin,
         registry,
         servants,
+        offload,
         log,
     })
 }
@@ -204,8 +216,8 @@ fn template(
 ) -> Result<(Template, Option<access_log::Guard>), Vec<Diagnostic>> {
     let (log, guard) = start_log(&config.log, registry)?;
     let zero_copy = tried_paths(config.global.zero_copy, options);
-    let (rustls_records, registry) = (options.rustls_records, Arc::clone(registry));
-    Ok((Template { zero_copy, rustls_records, registry, log }, guard))
+    let (rustls_records, registry, rejections) = (options.rustls_records, Arc::clone(registry), Arc::default());
+    Ok((Template { zero_copy, rustls_records, registry, rejections, log }, guard))
 }
 
 /// The listening sockets of clients and those of the admin server.
@@ -249,11 +261,13 @@ fn watching(
     live: &Arc<Live>,
     (crew, admin): (&Arc<Crew>, &Arc<admin::State>),
     counter: &Counter,
+    teller: Teller,
     read_at: SystemTime,
 ) -> Vec<Task<()>> {
     vec![
         tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
         tokio::spawn(expiry::watch(Arc::clone(live))),
+        tokio::spawn(teller.tell_every_minute()),
         tokio::spawn(watch(Arc::clone(live), counter.clone(), read_at)),
     ]
 }
@@ -323,6 +337,8 @@ impl Gate {
         info!(connections, seconds = drain.as_secs_f64(), "draining");
         let part = governor.as_mut().map(|governor| governor.part(connections, drain, &servants));
         let (given, successor) = part.unwrap_or_default();
+        // From now on: whoever takes the addresses next may have a table of the same name.
+        let removing = successor.is_none().then(|| tokio::spawn(async move { self.offload.remove().await }));
         crew.tell(|| Command::Drain(Departing { patience: drain, given: Arc::clone(&given) }));
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let mut ended = tokio::task::spawn_blocking(|| self.workers.join());
@@ -344,6 +360,9 @@ impl Gate {
         }
         servants.watching.iter().for_each(Task::abort);
         end_admin(servants.admin, successor.is_some()).await;
+        if let Some(removing) = removing {
+            let _ = tokio::time::timeout(LAST_RULES, removing).await;
+        }
         drop((governor, self.log));
         if let Some(successor) = successor {
             successor.take_leave(self.registry.totals()).await;

@@ -70,6 +70,8 @@ impl Governor {
         self.swapped.store(true, Ordering::Relaxed);
         drop(settled);
         settle(waiting).await;
+        // After user space: it never allows anybody who is denied now, and who is allowed now is let in at once.
+        self.offload.follow(&self.live).await;
         // Workers have let go of what is gone; what connections still count by goes after them, with a scrape.
         self.registry.forget_unused();
     }

@@ -68,10 +68,13 @@ impl Governor {
         let launch = self.launch.as_ref();
         let launch = launch.map_err(|error| format!("this process does not know how it was started: {error}"))?;
         let running = self.live.running();
-        let estate = Estate { ports: &self.ports, passed: &self.passed, doors: &self.doors, site: &running.site };
+        let offload = self.offload.table().await;
+        let estate =
+            Estate { ports: &self.ports, passed: &self.passed, doors: &self.doors, site: &running.site, offload };
         let mut successor = Successor::prepare(launch, &estate).await?;
         // From here on scrapes wait for the one whose counters go on.
         self.admin.shut().await;
+        self.offload.read_now().await;
         let served = successor.go(self.registry.totals()).await;
         if let Err(reason) = served {
             drop(successor);

@@ -18,6 +18,7 @@ use crate::{
     frontend::Frontend,
     metrics::Registry,
     ports::{self, Port},
+    rejections::Rejections,
     site::Site,
     sys::probe,
     worker::{self, Assignment},
@@ -35,6 +36,7 @@ pub(super) struct Template {
     pub(super) zero_copy: ZeroCopy,
     pub(super) rustls_records: bool,
     pub(super) registry: Arc<Registry>,
+    pub(super) rejections: Arc<Rejections>,
     pub(super) log: Option<AccessLog>,
 }
 
@@ -95,6 +97,7 @@ pub(super) fn start_workers(
             zero_copy: template.zero_copy,
             rustls_records: template.rustls_records,
             registry: Arc::clone(&template.registry),
+            rejections: Arc::clone(&template.rejections),
             crew: Arc::clone(&crew),
             log: template.log.clone(),
             seed: seeds.hash_one(index),

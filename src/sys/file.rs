@@ -2,11 +2,12 @@
 
 use std::{
     fmt,
+    fs::File,
     io::{self, Read},
     path::Path,
 };
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, fstat, memfd_create, open};
 
 /// Why a file was not read. The text ends with the cure.
 #[derive(Debug)]
@@ -15,6 +16,11 @@ pub enum ReadError {
     NotAFile(&'static str),
     TooLarge { size: u64, limit: u64 },
     Read(io::Error),
+}
+
+/// A file without a place, which is gone with its last descriptor. Its name is for those who look at `/proc`.
+pub fn in_memory(name: &str) -> io::Result<File> {
+    Ok(memfd_create(name, MemfdFlags::CLOEXEC)?.into())
 }
 
 /// The whole of a regular file of at most `limit` bytes.
@@ -37,7 +43,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     }
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
     // One byte more than allowed, so that a file that grows while it is read is noticed.
-    let read = std::fs::File::from(descriptor).take(limit + 1).read_to_end(&mut bytes).map_err(ReadError::Read)?;
+    let read = File::from(descriptor).take(limit + 1).read_to_end(&mut bytes).map_err(ReadError::Read)?;
     if read as u64 > limit {
         return Err(ReadError::TooLarge { size: read as u64, limit });
     }

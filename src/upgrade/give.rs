@@ -42,6 +42,8 @@ pub struct Estate<'a> {
     pub passed: &'a Passed,
     pub doors: &'a Doors,
     pub site: &'a Site,
+    /// The table of the packet filter.
+    pub offload: Option<String>,
 }
 
 /// The new process. Dropped before it serves, it is killed.
@@ -123,6 +125,7 @@ impl Estate<'_> {
             admin: self.doors.bind,
             socket: self.doors.unix().map(|(path, _)| path.to_owned()),
             memory: Memory::of(self.site),
+            offload: self.offload.clone(),
         };
         (deed, descriptors)
     }

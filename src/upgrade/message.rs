@@ -69,6 +69,9 @@ pub struct Deed {
     pub admin: SocketAddr,
     pub socket: Option<PathBuf>,
     pub memory: Memory,
+    /// The table of the packet filter that is to be replaced, or removed.
+    #[serde(default)]
+    pub offload: Option<String>,
 }
 
 /// The sockets of one bind.

@@ -33,6 +33,8 @@ pub struct Inheritance {
     pub ports: Vec<Inherited>,
     pub passed: Passed,
     pub doors: doors::Inherited,
+    /// A table of the packet filter.
+    pub offload: Option<String>,
     memory: Memory,
     given: usize,
     line: Line,
@@ -102,7 +104,8 @@ impl Inheritance {
         let unix = deed.socket.map(|path| next().map(|socket| (path, UnixListener::from(socket)))).transpose()?;
         let passed = (0..deed.passed).map(|_| Bound::passed(next()?)).collect::<io::Result<Vec<_>>>()?;
         let passed = Passed::new(passed.into_iter().flatten());
-        Ok(Self { ports, passed, doors: doors::Inherited { tcp, unix }, memory: deed.memory, given, line })
+        let (doors, offload) = (doors::Inherited { tcp, unix }, deed.offload);
+        Ok(Self { ports, passed, doors, offload, memory: deed.memory, given, line })
     }
 
     /// Puts what is known into a site that nobody uses yet.

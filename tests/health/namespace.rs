@@ -1,93 +1,19 @@
 //! Networks that fail, in namespaces of these tests: packets that vanish, ports that run out.
 
 use std::{
-    fs::File,
     io::{ErrorKind, Read},
     net::TcpStream,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
 use super::{backends, full, is_up, transitions};
 use crate::support::{
-    Backend, Gate, Load, SOON, WebServer,
+    Backend, Gate, Load, Namespace, SOON, WebServer,
     client::bounded,
     gate::{backend, tcp},
     load::{faults, slowest},
-    patient, programs, wait_until,
+    patient, wait_until,
 };
-
-/// A namespace with one network to this host; gone when dropped.
-struct Namespace {
-    ip: PathBuf,
-    nft: PathBuf,
-    name: String,
-    /// The first three numbers of its network.
-    network: String,
-}
-
-impl Namespace {
-    /// `None`, with the reason, where this is not allowed.
-    fn new() -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let (ip, nft) = (programs::require("ip")?, programs::require("nft")?);
-        let (id, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let (name, network) = (format!("sg{number}-{id}"), format!("10.{}.{}", 213 + number, id % 250));
-        let namespace = Self { ip, nft, name: name.clone(), network: network.clone() };
-        let (inner, outer) = (format!("i{number}-{id}"), format!("o{number}-{id}"));
-        let (near, far) = (format!("{network}.1/24"), format!("{network}.2/24"));
-        let steps: [&[&str]; 7] = [
-            &["netns", "add", &name],
-            &["link", "add", &outer, "type", "veth", "peer", "name", &inner, "netns", &name],
-            &["addr", "add", &near, "dev", &outer],
-            &["link", "set", &outer, "up"],
-            &["-n", &name, "addr", "add", &far, "dev", &inner],
-            &["-n", &name, "link", "set", &inner, "up"],
-            &["-n", &name, "link", "set", "lo", "up"],
-        ];
-        for step in steps {
-            let done = programs::run(&namespace.ip, step, Path::new("/"), b"");
-            if !done.success {
-                programs::skip(&format!("no network namespace: ip {}: {}", step.join(" "), done.stderr.trim()));
-                return None;
-            }
-        }
-        Some(namespace)
-    }
-
-    fn address(&self, port: u16) -> std::net::SocketAddr {
-        format!("{}.2:{port}", self.network).parse().unwrap()
-    }
-
-    /// Does something in it; so do the threads and processes that this starts.
-    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let entrance = File::open(Path::new("/run/netns").join(&self.name)).unwrap();
-        let inside = move || {
-            move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-
-    /// Rules of its packet filter.
-    #[track_caller]
-    fn filter(&self, rules: &str) {
-        let nft = self.nft.to_string_lossy();
-        let arguments = ["netns", "exec", &self.name, &nft, "-f", "-"];
-        let done = programs::run(&self.ip, &arguments, Path::new("/"), rules.as_bytes());
-        assert!(done.success, "{}", done.stderr);
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = programs::run(&self.ip, &["netns", "del", &self.name], Path::new("/"), b"");
-    }
-}
 
 #[test]
 fn s2_a_blackholed_backend_costs_at_most_one_connect_timeout() {

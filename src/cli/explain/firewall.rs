@@ -8,7 +8,7 @@ use super::{
     facts::{Fact, Place, Question},
 };
 use crate::{
-    config::{Action, DenyAction, Networks, Rule},
+    config::{Action, DenyAction, Networks, Offload, Rule},
     firewall::find_in_list,
     load::{LIST_LIMIT, Materials},
     sys::file::read_bounded,
@@ -24,6 +24,8 @@ pub(super) struct Firewall {
     pub(super) network: Option<Fact<String>>,
     /// How a denied client is sent away.
     pub(super) deny_action: Option<Fact<&'static str>>,
+    /// `nftables` where the kernel denies it too.
+    pub(super) offload: Option<Fact<&'static str>>,
     /// Shadow rules that matched before the decision: counted, not enforced.
     pub(super) shadows: Vec<Shadow>,
 }
@@ -50,12 +52,13 @@ pub(super) fn firewall(question: &Question<'_>, materials: &Materials) -> Result
             network: network(question, index, rule)?,
         })
     });
-    let shadows = shadows.collect::<Result<_, Failure>>()?;
+    let shadows = shadows.collect::<Result<Vec<_>, Failure>>()?;
     let deny_action = match config.deny_action {
         DenyAction::Drop => "drop",
         DenyAction::Reset => "reset",
     };
     let denied = verdict.action == Action::Deny;
+    let is_offloaded = denied && shadows.is_empty() && config.offload != Offload::Off;
     let (rule, network) = match verdict.rule.and_then(rule_of) {
         Some((index, rule)) => (named(question, index, rule), Some(network(question, index, rule)?)),
         None => (question.fact("default".to_owned(), &[written.key("default")]), None),
@@ -65,6 +68,7 @@ pub(super) fn firewall(question: &Question<'_>, materials: &Materials) -> Result
         rule,
         network,
         deny_action: denied.then(|| question.fact(deny_action, &[written.key("deny_action")])),
+        offload: is_offloaded.then(|| question.fact("nftables", &[written.key("offload")])),
         shadows,
     })
 }

@@ -78,6 +78,10 @@ fn firewall(firewall: &Firewall, rows: &mut Vec<Row>) {
         };
         rows.push(fact("firewall", words.to_owned(), deny_action));
     }
+    if let Some(offload) = &firewall.offload {
+        let words = "nftables: the kernel denies it before, unless its rule has too many networks";
+        rows.push(fact("firewall", words.to_owned(), offload));
+    }
 }
 
 /// A rule, and the network that made it match: in a line of its own where it is written elsewhere.

@@ -1,0 +1,259 @@
+//! The firewall in the kernel: what user space would deny is denied by nftables, before a connection is made.
+//!
+//! User space stays the one that decides. It judges whoever comes through, so that nothing depends on what is done here: when
+//! it fails, everybody is denied who was denied before. What would be wrong is the opposite, a client that may come and is
+//! kept out by rules of yesterday. So they are replaced as soon as there are new ones, and taken away where that fails.
+
+mod nft;
+mod plan;
+mod script;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use self::{
+    plan::{MOST, Plan},
+    script::Script,
+};
+use crate::{
+    metrics::{OffloadCells, PerWorker, Registry},
+    running::Live,
+};
+
+/// How often the kernel is asked how many packets it has denied.
+const READING: Duration = Duration::from_secs(5);
+
+/// Between two tries to do what was refused.
+const RETRY: Duration = Duration::from_mins(1);
+
+/// What this process has in the packet filter.
+#[derive(Debug)]
+pub struct Offload {
+    registry: Arc<Registry>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What there should be.
+    wanted: Option<Arc<Plan>>,
+    /// What there is.
+    applied: Option<Arc<Plan>>,
+    /// A table of ours, of this process or of the one before: what it counts is counted here.
+    table: Option<String>,
+    refused: Option<Refusal>,
+    /// Kept, so that their series stay.
+    cells: HashMap<String, Arc<PerWorker<OffloadCells>>>,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    at: Instant,
+    reason: String,
+}
+
+/// Packets by rule.
+type Counts = Vec<(String, u64)>;
+
+/// Why it is not as it should be.
+#[derive(Debug)]
+enum Failure {
+    /// Nothing of ours is in the kernel.
+    Refused(String),
+    /// What was there before still is.
+    Stale(String),
+}
+
+impl Offload {
+    /// `inherited` is the table of the process before this one.
+    pub fn new(registry: Arc<Registry>, inherited: Option<String>) -> Self {
+        Self { registry, state: Mutex::new(State { table: inherited, ..State::default() }) }
+    }
+
+    /// Sees to it that the kernel denies what the configuration denies that runs. Returns when that is so, or cannot be.
+    pub async fn follow(&self, live: &Live) {
+        let mut state = self.state.lock().await;
+        // Looked up under the lock: who comes later never has an older one.
+        let running = live.running();
+        let plan = blocking(move || Plan::of(&running)).await.flatten();
+        state.wanted = plan.map(Arc::new);
+        if state.wanted != state.applied || (state.wanted.is_none() && state.table.is_some()) {
+            self.apply(&mut state).await;
+        }
+    }
+
+    /// Reads what is counted and tries again what was refused, without end.
+    pub async fn watch(self: Arc<Self>, live: Arc<Live>) {
+        self.follow(&live).await;
+        loop {
+            tokio::time::sleep(READING).await;
+            let mut state = self.state.lock().await;
+            if state.applied.is_some() && !self.read(&mut state).await {
+                // Somebody has emptied the packet filter, as a restart of its service does.
+                warn!("the kernel has lost our firewall rules: they are given to it again");
+                state.applied = None;
+                self.apply(&mut state).await;
+            } else if state.refused.as_ref().is_some_and(|refusal| refusal.at.elapsed() >= RETRY) {
+                self.apply(&mut state).await;
+            }
+        }
+    }
+
+    /// Reads what is counted, for the last time before somebody else does.
+    pub async fn read_now(&self) {
+        let mut state = self.state.lock().await;
+        if state.applied.is_some() {
+            self.read(&mut state).await;
+        }
+    }
+
+    /// The table in the kernel, for the process that follows.
+    pub async fn table(&self) -> Option<String> {
+        self.state.lock().await.table.clone()
+    }
+
+    /// Takes everything away that this process has there.
+    pub async fn remove(&self) {
+        let mut state = self.state.lock().await;
+        state.wanted = None;
+        if state.table.is_some() {
+            self.apply(&mut state).await;
+        }
+    }
+
+    async fn apply(&self, state: &mut State) {
+        let (wanted, before) = (state.wanted.clone(), state.table.clone());
+        let begin = Instant::now();
+        let (plan, table) = (wanted.clone(), before.clone());
+        let done = blocking(move || replace(plan.as_deref(), table.as_deref())).await;
+        let done = done.unwrap_or_else(|| Err(Failure::Stale("a bug of ours".to_owned())));
+        match done {
+            Ok(counts) => {
+                // What a killed process has left there is no business of this one.
+                state.count(&self.registry, if before.is_some() { counts } else { Vec::new() });
+                state.table = wanted.as_ref().map(|plan| plan.table.clone());
+                tell(wanted.as_deref(), begin.elapsed());
+                (state.applied, state.refused) = (wanted, None);
+                state.keep_cells(&self.registry);
+            }
+            Err(failure) => state.refuse(failure),
+        }
+        self.registry.set_offload_up(state.applied.is_some() && state.refused.is_none());
+    }
+
+    /// False: there is nothing to read.
+    async fn read(&self, state: &mut State) -> bool {
+        let Some(table) = state.table.clone() else { return false };
+        match blocking(move || counts_of(&table)).await {
+            Some(Ok(counts)) => {
+                let is_there = !counts.is_empty() || state.applied.as_ref().is_some_and(|plan| plan.ranges() == 0);
+                state.count(&self.registry, counts);
+                is_there
+            }
+            _ => false,
+        }
+    }
+}
+
+impl State {
+    fn count(&mut self, registry: &Registry, counts: Counts) {
+        for (rule, packets) in counts.into_iter().filter(|(_, packets)| *packets > 0) {
+            let cells = self.cells.entry(rule).or_insert_with_key(|rule| registry.offloaded(rule));
+            cells.at(0).packets.add(packets);
+        }
+    }
+
+    /// Rules that are gone need no series any more.
+    fn keep_cells(&mut self, registry: &Registry) {
+        let rules = self.applied.iter().flat_map(|plan| plan.rules());
+        self.cells = rules.map(|rule| (rule.to_owned(), registry.offloaded(rule))).collect();
+    }
+
+    /// Each reason is told once.
+    fn refuse(&mut self, failure: Failure) {
+        let at = Instant::now();
+        let (reason, is_stale) = match failure {
+            Failure::Refused(reason) => {
+                (self.applied, self.table) = (None, None);
+                (reason, false)
+            }
+            Failure::Stale(reason) => (reason, true),
+        };
+        if self.refused.as_ref().is_none_or(|before| before.reason != reason) {
+            if is_stale {
+                let table = self.table.as_deref();
+                error!(reason, table, "the kernel may deny whom the firewall allows now: nft delete table inet TABLE");
+            } else {
+                warn!(reason, "firewall rules are not in the kernel: user space alone denies");
+            }
+        }
+        self.refused = Some(Refusal { at, reason });
+    }
+}
+
+fn tell(plan: Option<&Plan>, took: Duration) {
+    let Some(plan) = plan else {
+        info!("firewall rules are not in the kernel any more");
+        return;
+    };
+    let (table, ranges, seconds) = (&plan.table, plan.ranges(), took.as_secs_f64());
+    info!(table, ranges, seconds, "firewall rules are in the kernel");
+    if !plan.left_out.is_empty() {
+        let rules = plan.left_out.join(", ");
+        warn!(rules, most = MOST, "these rules have too many networks for the kernel: user space alone denies by them");
+    }
+}
+
+/// Puts a plan, or nothing, in the place of a table of ours. Gives what was counted there up to now.
+fn replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, Failure> {
+    match try_replace(plan, table) {
+        Ok(counts) => Ok(counts),
+        Err(reason) => match table.map(|table| nft::carry_out(&Script::to_remove(table))) {
+            None | Some(Ok(())) if plan.is_some() => Err(Failure::Refused(reason)),
+            Some(Ok(())) => Ok(Vec::new()),
+            _ => Err(Failure::Stale(reason)),
+        },
+    }
+}
+
+fn try_replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, String> {
+    let there = script::read_tables(&nft::ask(&["-j", "list", "tables", "inet"])?)?;
+    let own = plan.map(|plan| plan.table.as_str());
+    let before = table.filter(|table| there.contains(*table));
+    let counts = before.or(own.filter(|own| there.contains(*own))).map(counts_of).transpose()?.unwrap_or_default();
+    let gone = before.filter(|before| Some(*before) != own).map(Script::to_remove);
+    let script = match plan {
+        None => gone,
+        Some(plan) => {
+            let is_there = there.contains(&plan.table);
+            let inventory =
+                is_there.then(|| nft::ask(&["-j", "-t", "list", "table", "inet", &plan.table])).transpose()?;
+            let inventory = inventory.map(|answer| script::read_inventory(&answer)).transpose()?.unwrap_or_default();
+            let script = Script::to_replace(plan, &inventory);
+            Some(match gone {
+                Some(gone) => script.and(gone),
+                None => script,
+            })
+        }
+    };
+    script.map(|script| nft::carry_out(&script)).transpose()?;
+    Ok(counts)
+}
+
+/// What was counted since the last time, whoever has asked then.
+fn counts_of(table: &str) -> Result<Counts, String> {
+    script::read_counts(&nft::ask(&["-j", "reset", "counters", "table", "inet", table])?)
+}
+
+/// On a thread where it may wait. `None`: a panic, which was told.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
