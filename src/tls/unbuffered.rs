@@ -204,9 +204,9 @@ impl Driver {
         if unknown {
             self.outgoing = acceptor::unrecognized_name().to_vec();
         } else {
-            // rustls has its alert ready, behind what it had said before. When it has no more it looks at what it was
-            // shown once again, and that has to be there.
-            loop {
+            // rustls has its alert ready, behind what it had said before. When it has no more it must not be asked again: it
+            // would go on with the records behind the bad one, and a second bad one would be a second alert.
+            while tls.wants_write() {
                 let shown = self.incoming.get_mut(..self.whole).unwrap_or_default();
                 let UnbufferedStatus { discard, state, .. } = tls.process_tls_records(shown);
                 let Ok(ConnectionState::EncodeTlsData(data)) = state else { break };
