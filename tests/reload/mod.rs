@@ -2,6 +2,7 @@
 
 mod knowledge;
 mod listeners;
+mod lists;
 mod load;
 mod passed;
 mod plan;
