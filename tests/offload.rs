@@ -13,7 +13,7 @@ use crate::support::{
     Backend, Gate, Lineage, Metrics, Namespace, Process, SOON, Variant,
     client::{bounded, exchange},
     gate::{Plan, pool},
-    wait_for, wait_until,
+    wait_until,
 };
 
 /// How long a packet that nobody answers is waited for.
@@ -108,18 +108,18 @@ fn plan(namespace: &Namespace, listeners: &str, firewall: &str) -> (Backend, Pla
 
 const LISTENER: &str = "[listener.tcp]\nbind = \"HOST:0\"\npool = \"web\"\n";
 
-fn connect(source: IpAddr, address: SocketAddr) -> std::io::Result<TcpStream> {
+fn connect(source: IpAddr, address: SocketAddr, within: Duration) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
-    socket.connect_timeout(&SockAddr::from(address), NOTHING)?;
+    socket.connect_timeout(&SockAddr::from(address), within)?;
     Ok(bounded(socket.into()))
 }
 
 /// It is served.
 #[track_caller]
 fn assert_served(source: IpAddr, address: SocketAddr) -> TcpStream {
-    let served = wait_for(SOON, || connect(source, address).ok());
-    let mut stream = served.unwrap_or_else(|| panic!("{source} has no connection to {address}"));
+    let served = connect(source, address, SOON);
+    let mut stream = served.unwrap_or_else(|error| panic!("{source} has no connection to {address}: {error}"));
     exchange(&mut stream, b"hello");
     stream
 }
@@ -127,7 +127,8 @@ fn assert_served(source: IpAddr, address: SocketAddr) -> TcpStream {
 /// It gets no connection at all.
 #[track_caller]
 fn assert_kept_out(source: IpAddr, address: SocketAddr, kind: ErrorKind) {
-    let error = connect(source, address).expect_err("no connection");
+    let within = if kind == ErrorKind::TimedOut { NOTHING } else { SOON };
+    let error = connect(source, address, within).expect_err("no connection");
     assert_eq!(error.kind(), kind, "{source}: {error}");
 }
 
@@ -185,7 +186,7 @@ fn f11_each_listener_has_its_own_rules_and_a_reset_is_a_reset() {
     inside.reload("offload = \"nftables\"", "offload = \"off\"");
     assert!(!namespace.nft(&["list", "ruleset"]).stdout.contains("mine"));
     // The reset may come before the connect has returned.
-    let answer = connect(bad, inside.address("all")).and_then(|mut stream| stream.read(&mut [0]));
+    let answer = connect(bad, inside.address("all"), SOON).and_then(|mut stream| stream.read(&mut [0]));
     assert_eq!(answer.expect_err("user space denies").kind(), ErrorKind::ConnectionReset);
     assert_eq!(inside.metrics().count(UP, &[]), 0);
     inside.finish();
@@ -230,7 +231,7 @@ fn f11_where_nft_refuses_user_space_denies() {
     let inside = Inside { namespace: &namespace, gate: Some(gate), backend: Some(backend) };
     wait_until(SOON, "the reason", || inside.says("firewall rules are not in the kernel"));
     assert!(inside.says("CAP_NET_ADMIN"), "{}", inside.gate().process.stderr.text());
-    let mut stream = connect(bad, inside.address("tcp")).expect("user space denies");
+    let mut stream = connect(bad, inside.address("tcp"), SOON).expect("user space denies");
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     assert_eq!(inside.metrics().count(UP, &[]), 0);
     inside.finish();

@@ -167,9 +167,10 @@ fn timeouts(file: &file::Timeouts, default: Timeouts) -> Timeouts {
 }
 
 fn offload(file: &file::Firewall) -> Offload {
-    match value(&file.offload, false) {
-        true => Offload::Nftables { table: value(&file.offload_table, DEFAULT_TABLE.to_owned()) },
-        false => Offload::Off,
+    if value(&file.offload, false) {
+        Offload::Nftables { table: value(&file.offload_table, DEFAULT_TABLE.to_owned()) }
+    } else {
+        Offload::Off
     }
 }
 

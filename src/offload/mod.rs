@@ -74,8 +74,8 @@ enum Failure {
 
 impl Offload {
     /// `inherited` is the table of the process before this one.
-    pub fn new(registry: Arc<Registry>, inherited: Option<String>) -> Self {
-        Self { registry, state: Mutex::new(State { table: inherited, ..State::default() }) }
+    pub fn new(registry: &Arc<Registry>, inherited: Option<String>) -> Self {
+        Self { registry: Arc::clone(registry), state: Mutex::new(State { table: inherited, ..State::default() }) }
     }
 
     /// Sees to it that the kernel denies what the configuration denies that runs. Returns when that is so, or cannot be.

@@ -104,15 +104,13 @@ impl Plan {
         }
         // The small ones first: as many rules as possible.
         sets.sort_by_key(Set::ranges);
-        sets.retain(|set| match room.checked_sub(set.ranges()) {
-            Some(left) => {
-                *room = left;
-                true
+        sets.retain(|set| {
+            let left = room.checked_sub(set.ranges());
+            match left {
+                Some(left) => *room = left,
+                None => self.left_out.push(set.rule.clone()),
             }
-            None => {
-                self.left_out.push(set.rule.clone());
-                false
-            }
+            left.is_some()
         });
         self.groups.push(Group { sets });
     }

@@ -86,7 +86,7 @@ impl<'p> Script<'p> {
         to.extend(gone.map(|name| Command::Delete(plain("counter", table, &[("name", json!(name))]))));
         to.extend(counters.iter().map(|name| Command::Add(plain("counter", table, &[("name", json!(name))]))));
         // A name that is used already is not used again: nft would look whether old and new elements overlap.
-        let turn = if there.sets.iter().any(|set| set.ends_with(".a")) { 'b' } else { 'a' };
+        let turn = if there.sets.iter().any(|set| set.ends_with("-a")) { 'b' } else { 'a' };
         for (number, group) in plan.groups.iter().enumerate() {
             to.push(Command::Add(plain("chain", table, &[("name", json!(chain_of(number)))])));
             for set in &group.sets {
@@ -96,8 +96,8 @@ impl<'p> Script<'p> {
         let hook = [("type", json!("filter")), ("hook", json!("input")), ("prio", json!(PRIORITY))];
         let chain = [("name", json!(INPUT)), ("policy", json!("accept"))].into_iter().chain(hook).collect::<Vec<_>>();
         to.push(Command::Add(plain("chain", table, &chain)));
-        to.push(rule(table, INPUT, vec![not_a_beginning(), json!({"return": null})]));
-        to.extend(plan.doors.iter().map(|door| rule(table, INPUT, way_through(*door))));
+        to.push(rule(table, INPUT, &[not_a_beginning(), json!({"return": null})]));
+        to.extend(plan.doors.iter().map(|door| rule(table, INPUT, &way_through(*door))));
         script
     }
 
@@ -123,7 +123,7 @@ fn script_set<'p>(plan: &'p Plan, group: usize, set: &'p Set, turn: char, to: &m
         if is_empty {
             continue;
         }
-        let name = format!("{}-{}-{family}.{turn}", chain_of(group), counter_of(&set.rule));
+        let name = format!("{}-{}-{family}-{turn}", chain_of(group), counter_of(&set.rule));
         let from = json!({"match": {
             "op": "==",
             "left": {"payload": {"protocol": protocol, "field": "saddr"}},
@@ -136,7 +136,7 @@ fn script_set<'p>(plan: &'p Plan, group: usize, set: &'p Set, turn: char, to: &m
         let set_of = ElementSet { family: "inet", table: &plan.table, name, r#type, flags: ["interval"], elem };
         to.push(Command::Add(Object::Set { set: set_of }));
         let counter = json!({"counter": counter_of(&set.rule)});
-        to.push(rule(&plan.table, &chain_of(group), vec![from, counter, deny]));
+        to.push(rule(&plan.table, &chain_of(group), &[from, counter, deny]));
     }
 }
 
@@ -176,7 +176,7 @@ fn counter_of(rule: &str) -> String {
     format!("{RULE}{rule}")
 }
 
-fn rule<'p>(table: &str, chain: &str, expressions: Vec<Value>) -> Command<'p> {
+fn rule<'p>(table: &str, chain: &str, expressions: &[Value]) -> Command<'p> {
     Command::Add(Object::Plain(json!({"rule": {
         "family": "inet", "table": table, "chain": chain, "expr": expressions,
     }})))

@@ -39,7 +39,7 @@ fn ranges_and_single_addresses_become_elements() {
     let commands = commands(&plan(), &Inventory::default());
     let set = commands.iter().find_map(|command| command["add"].get("set")).unwrap();
     assert_eq!(set["elem"], json!([{"range": ["10.0.0.0", "10.255.255.255"]}, "192.0.2.7"]));
-    assert_eq!((&set["name"], &set["type"]), (&json!("g0-rule-bad-v4.a"), &json!("ipv4_addr")));
+    assert_eq!((&set["name"], &set["type"]), (&json!("g0-rule-bad-v4-a"), &json!("ipv4_addr")));
     assert_eq!(commands.iter().filter(|command| command["add"].get("set").is_some()).count(), 1, "no empty set");
 }
 
@@ -47,14 +47,14 @@ fn ranges_and_single_addresses_become_elements() {
 fn what_is_there_goes_and_counters_stay() {
     let answer = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"table": {"family": "inet", "name": "sluicegate"}},
         {"counter": {"name": "rule-bad", "packets": 7}}, {"counter": {"name": "rule-gone", "packets": 0}},
-        {"set": {"name": "g0-rule-bad-v4.a"}}, {"chain": {"name": "input"}}, {"rule": {"chain": "input", "handle": 3}}]}"#;
+        {"set": {"name": "g0-rule-bad-v4-a"}}, {"chain": {"name": "input"}}, {"rule": {"chain": "input", "handle": 3}}]}"#;
     let commands = commands(&plan(), &read_inventory(answer).unwrap());
     let deleted: Vec<_> = commands.iter().filter_map(|command| command.get("delete")).collect();
     let names: Vec<_> =
         deleted.iter().flat_map(|one| one.as_object().unwrap().values().map(|one| &one["name"])).collect();
-    assert_eq!(names, ["input", "g0-rule-bad-v4.a", "rule-gone"]);
+    assert_eq!(names, ["input", "g0-rule-bad-v4-a", "rule-gone"]);
     let set = commands.iter().find_map(|command| command["add"].get("set")).unwrap();
-    assert_eq!(set["name"], "g0-rule-bad-v4.b", "another name each time");
+    assert_eq!(set["name"], "g0-rule-bad-v4-b", "another name each time");
     assert_eq!(read_counts(answer).unwrap(), [("bad".to_owned(), 7), ("gone".to_owned(), 0)]);
     assert!(read_tables(answer).unwrap().contains("sluicegate"));
 }

@@ -36,7 +36,7 @@ const SHARDS: usize = 64;
 const RECORDS: u64 = 10_000;
 
 /// Between two summaries.
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Sources and rules that a summary names.
 const NAMED: usize = 5;

@@ -96,7 +96,6 @@ pub struct Gate {
     admin: Arc<admin::State>,
     registry: Arc<Registry>,
     servants: Servants,
-    offload: Arc<Offload>,
     log: Option<access_log::Guard>,
 }
 
@@ -109,6 +108,7 @@ struct Servants {
     watching: Vec<Task<()>>,
     /// Counts what the process before still counts, to its end.
     predecessor: Option<Task<()>>,
+    offload: Arc<Offload>,
 }
 
 /// Binds every address or takes it from `heir`, asks every backend once, starts every thread and returns when all of them
@@ -139,21 +139,16 @@ pub async fn start(
     let mut admin_tasks = vec![doors.serve_tcp(&admin).map_err(no_admin)?];
     // Clients wait in the queues of the bound sockets meanwhile: none is sent to a backend that was never asked.
     wait_for(first).await;
-    let (counter, orders) = Counter::new();
-    let (upgrade, upgrades) = mpsc::channel(1);
+    let ((counter, orders), (upgrade, upgrades)) = (Counter::new(), mpsc::channel(1));
     let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
     admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
-    let offload = heir.as_mut().and_then(|heir| heir.offload.take());
-    let offload = Arc::new(Offload::new(Arc::clone(&registry), offload));
+    let offload = Arc::new(Offload::new(&registry, heir.as_mut().and_then(|heir| heir.offload.take())));
     let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
-    admin.ready.store(true, Ordering::Relaxed);
-    admin.doors.send_replace(admin::Doors::Open);
-    let predecessor = begin_to_serve(before, &registry).await?;
+    let predecessor = begin_to_serve(before, &registry, &admin).await?;
     let teller = Teller::new(template.rejections, Arc::clone(&registry));
-    let mut watching = watching(&live, (&crew, &admin), &counter, teller, options.read_at);
-    watching.push(tokio::spawn(Arc::clone(&offload).watch(Arc::clone(&live))));
+    let watching = watching(&live, (&crew, &admin, &offload), &counter, teller, options.read_at);
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
@@ -174,7 +169,6 @@ pub async fn start(
         successor: None,
     };
     let governing = tokio::spawn(governor.govern(Desk { orders, upgrades, replaced, retired }));
-    let servants = Servants { admin: admin_tasks, watching, predecessor };
     Ok(Gate {
         limits,
         admin_address,
@@ -186,8 +180,7 @@ pub async fn start(
         workers,
         admin,
         registry,
-        servants,
-        offload,
+        servants: Servants { admin: admin_tasks, watching, predecessor, offload },
         log,
     })
 }
@@ -259,7 +252,7 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> adm
 /// What looks after the process and its files.
 fn watching(
     live: &Arc<Live>,
-    (crew, admin): (&Arc<Crew>, &Arc<admin::State>),
+    (crew, admin, offload): (&Arc<Crew>, &Arc<admin::State>, &Arc<Offload>),
     counter: &Counter,
     teller: Teller,
     read_at: SystemTime,
@@ -268,6 +261,7 @@ fn watching(
         tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
         tokio::spawn(expiry::watch(Arc::clone(live))),
         tokio::spawn(teller.tell_every_minute()),
+        tokio::spawn(Arc::clone(offload).watch(Arc::clone(live))),
         tokio::spawn(watch(Arc::clone(live), counter.clone(), read_at)),
     ]
 }
@@ -338,7 +332,8 @@ impl Gate {
         let part = governor.as_mut().map(|governor| governor.part(connections, drain, &servants));
         let (given, successor) = part.unwrap_or_default();
         // From now on: whoever takes the addresses next may have a table of the same name.
-        let removing = successor.is_none().then(|| tokio::spawn(async move { self.offload.remove().await }));
+        let offload = Arc::clone(&servants.offload);
+        let removing = successor.is_none().then(|| tokio::spawn(async move { offload.remove().await }));
         crew.tell(|| Command::Drain(Departing { patience: drain, given: Arc::clone(&given) }));
         // On another thread, so that the admin listener says "not ready" meanwhile.
         let mut ended = tokio::task::spawn_blocking(|| self.workers.join());

@@ -1,6 +1,9 @@
 //! A process in the place of another: this one after the one before, and the next one after this one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::task::JoinHandle as Task;
 use tracing::{info, warn};
@@ -32,11 +35,14 @@ pub(super) async fn succeed(
     Ok(Some(before))
 }
 
-/// Tells it that this one accepts, and counts what it still counts.
+/// Says that this one accepts, also to the process before, and counts what that one still counts.
 pub(super) async fn begin_to_serve(
     before: Option<Predecessor>,
     registry: &Arc<Registry>,
+    admin: &admin::State,
 ) -> Result<Option<Task<()>>, Vec<Diagnostic>> {
+    admin.ready.store(true, Ordering::Relaxed);
+    admin.doors.send_replace(admin::Doors::Open);
     let Some(before) = before else { return Ok(None) };
     before.serving().await.map_err(|error| vec![cannot_start("the upgrade broke off", &error)])?;
     let registry = Arc::clone(registry);

@@ -134,6 +134,7 @@ fn registry() -> Registry {
     }
     registry.rule("default", RuleAction::Allow);
     registry.rule("bad-nets", RuleAction::Deny);
+    registry.offloaded("bad-nets");
     registry.pool("web");
     registry.backend("web", "web-01");
     registry.backend("web", "web-02");
