@@ -25,11 +25,11 @@ use tempfile::TempDir;
 const SWAPS: usize = 20;
 
 /// Connections of a round; A B B A.
-const CONNECTIONS: u32 = 10_000;
+const CONNECTIONS: u32 = 8_000;
 
 const ROUNDS: usize = 6;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The binary with one worker, in front of an echo.
 struct Gate {
@@ -102,7 +102,7 @@ fn processor_time(empty: &Gate, full: &Gate) -> Result<()> {
             for number in 0..CONNECTIONS {
                 visit(gate.address, number.wrapping_mul(0x9e37_79b9) ^ u32::try_from(round)?)?;
             }
-            let each = (gate.processor_time()? - before) / CONNECTIONS;
+            let each = gate.processor_time()?.saturating_sub(before) / CONNECTIONS;
             if is_full { &mut with } else { &mut without }.push(each);
         }
     }
@@ -118,13 +118,16 @@ fn processor_time(empty: &Gate, full: &Gate) -> Result<()> {
 }
 
 impl Gate {
-    fn start(list: &str, backend: SocketAddr) -> Result<Self> {
+    fn start(list: &str, port: u16) -> Result<Self> {
+        // Several addresses, so that their connections do not run out of ports.
+        let backends: Vec<_> = (1..=8).map(|number| format!("\"127.1.0.{number}:{port}\"")).collect();
+        let backends = backends.join(", ");
         let directory = TempDir::new()?;
         let config = format!(
             "[global]\nworkers = 1\nwatch = false\n[admin]\nbind = \"127.0.0.1:0\"\n[log]\naccess = \"off\"\n\
              [firewall]\nrules = [{{ name = \"bad\", deny_file = \"deny.txt\" }}]\n\
              [listener.tcp]\nbind = \"127.0.0.1:0\"\npool = \"web\"\n\
-             [pool.web]\nbackends = [\"{backend}\"]\ncheck = \"off\"\n"
+             [pool.web]\nbackends = [{backends}]\ncheck = \"off\"\n"
         );
         fs::write(directory.path().join("deny.txt"), list)?;
         fs::write(directory.path().join("sluicegate.toml"), config)?;
@@ -230,7 +233,7 @@ impl Exchanges {
 
 /// One exchange from some address of this host.
 fn visit(address: SocketAddr, number: u32) -> Result<()> {
-    let source = IpAddr::V4(Ipv4Addr::from_bits(0x7f00_0001 | number & 0x00ff_fffe));
+    let source = IpAddr::V4(Ipv4Addr::from_bits(0x7f00_0001 | number & 0x007f_fffe));
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
     socket.connect(&SockAddr::from(address))?;
@@ -240,9 +243,10 @@ fn visit(address: SocketAddr, number: u32) -> Result<()> {
     Ok(())
 }
 
-fn echo() -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
+/// At every address of this host; the port.
+fn echo() -> Result<u16> {
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
     thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             thread::spawn(move || {
@@ -257,7 +261,7 @@ fn echo() -> Result<SocketAddr> {
             });
         }
     });
-    Ok(address)
+    Ok(port)
 }
 
 fn mib(bytes: u64) -> f64 {
