@@ -179,7 +179,7 @@ pub fn client_hello(bytes: &[u8]) {
             let socket = Socket::accepted(OwnedFd::from(server)).expect("a watch");
             let alarm = Rc::<Alarms>::default().alarm();
             let shaking = unbuffered::handshake(socket, &POLICY, Duration::from_secs(10), &alarm);
-            let ended = tokio::time::timeout(Duration::from_secs(60), shaking).await;
+            let ended = tokio::time::timeout(Duration::from_mins(1), shaking).await;
             // A client that has said its last word cannot complete a handshake without having heard ours.
             assert!(ended.expect("an end").is_err(), "a handshake of one flight");
         });

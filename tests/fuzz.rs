@@ -62,7 +62,9 @@ fn ask(corpus: &str, more: Vec<Vec<u8>>, words: &[&str], property: fn(&[u8])) {
     let mut seeds: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
     assert!(!seeds.is_empty(), "{}", directory.display());
     seeds.extend(more);
-    seeds.iter().for_each(|seed| property(seed));
+    for seed in &seeds {
+        property(seed);
+    }
     let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let (mut random, begin, mut asked) = (Random(seed), Instant::now(), 0_u64);
     let long = Duration::from_secs(if full() { 60 } else { 1 });

@@ -1,8 +1,9 @@
 //! Deny rules in the kernel, each test in a network namespace of its own.
 
 use std::{
+    fmt::Write as _,
     io::{ErrorKind, Read},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -240,8 +241,10 @@ fn f11_where_nft_refuses_user_space_denies() {
 #[test]
 fn f11_rules_with_too_many_networks_stay_in_user_space() {
     let Some(namespace) = Namespace::new() else { return };
-    let list: String =
-        (0..200_001_u32).map(|n| format!("{}\n", std::net::Ipv4Addr::from(0x1000_0000 + n * 3))).collect();
+    let mut list = String::new();
+    for n in 0..200_001_u32 {
+        writeln!(list, "{}", Ipv4Addr::from(0x1000_0000 + n * 3)).unwrap();
+    }
     let firewall = "[firewall]\noffload = \"nftables\"\nrules = [{ name = \"long\", deny_file = \"deny.txt\" },\n  \
                     { name = \"bad\", deny = \"NET.6\" }]\n";
     let (backend, plan) = plan(&namespace, LISTENER, firewall);

@@ -61,7 +61,7 @@ pub fn measure(list: &str) -> Result<()> {
 fn blip(gate: &Gate, list: &str) -> Result<()> {
     let exchanges = Exchanges::start(gate.address)?;
     let began = Instant::now();
-    let mut slowest = Duration::ZERO;
+    let (mut slowest, mut resident) = (Duration::ZERO, Vec::new());
     for swap in 0..SWAPS {
         let begun = Instant::now();
         // Another list each time: one that says the same is not swapped.
@@ -69,6 +69,7 @@ fn blip(gate: &Gate, list: &str) -> Result<()> {
         gate.hang_up()?;
         gate.wait("configuration reloaded")?;
         slowest = slowest.max(begun.elapsed());
+        resident.push(format!("{:.0}", mib(gate.memory("VmRSS")?)));
     }
     let took = began.elapsed();
     let during = exchanges.end()?;

@@ -30,6 +30,7 @@ use rustls::crypto::CryptoProvider;
 use crate::{
     config::{Diagnostic, diagnostic},
     load::{self, Loaded, Text},
+    sys::memory,
     tls::acceptor,
 };
 
@@ -93,6 +94,7 @@ struct ConfigArgument {
 
 /// Runs the verb that was asked for.
 pub fn main() -> ExitCode {
+    memory::give_large_blocks_back();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

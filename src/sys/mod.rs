@@ -5,6 +5,7 @@ pub mod directory;
 pub mod file;
 pub mod host;
 pub mod listen;
+pub mod memory;
 pub mod packets;
 pub mod passed;
 pub mod pipe;
