@@ -15,6 +15,7 @@ fn record() -> Record {
         id: 0xffff_6f1c_0a9e_2b41,
         listener: "https".into(),
         client: "203.0.113.7:51234".parse().unwrap(),
+        peer: None,
         sni: Some("foobar.com".into()),
         tls: Some(TlsDetails {
             version: TlsVersion::V1_3,

@@ -27,7 +27,9 @@ impl Crc32c {
 /// Of all these bytes.
 pub fn checksum(bytes: &[u8]) -> u32 {
     let mut crc = Crc32c::new();
-    bytes.iter().for_each(|byte| crc.add(*byte));
+    for byte in bytes {
+        crc.add(*byte);
+    }
     crc.value()
 }
 

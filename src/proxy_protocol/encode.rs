@@ -9,15 +9,15 @@ use super::{
 
 /// What is told of the TLS between the client and this balancer. Everything is what was agreed and checked here, nothing
 /// only what a client said.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Tls<'a> {
     /// `TLSv1.3`
     pub version: &'a str,
     /// The name in the IANA registry.
-    pub cipher: &'a str,
+    pub cipher: String,
     pub alpn: Option<&'a str>,
     /// The host name that the client asked for, if a certificate is for it.
-    pub authority: Option<&'a str>,
+    pub authority: Option<String>,
 }
 
 /// Version 1. An address of each family makes it TCP6, with the IPv4 one mapped.
@@ -102,7 +102,7 @@ fn add_tls(block: &mut Vec<u8>, tls: &Tls<'_>) {
     if let Some(alpn) = tls.alpn {
         tlv(block, TYPE_ALPN, alpn.as_bytes());
     }
-    if let Some(authority) = tls.authority {
+    if let Some(authority) = &tls.authority {
         tlv(block, TYPE_AUTHORITY, authority.as_bytes());
     }
     let mut ssl = vec![CLIENT_SSL];

@@ -10,6 +10,8 @@ pub mod encode;
 mod tests;
 mod v1;
 mod v2;
+#[cfg(test)]
+mod vectors;
 
 use std::net::SocketAddr;
 
