@@ -75,6 +75,18 @@ pub enum SendProxy {
     V2,
 }
 
+impl SendProxy {
+    /// The word of the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
 /// What happens to the live connections of a backend that goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnDown {

@@ -256,16 +256,41 @@ mod tests {
         });
     }
 
+    /// It is a primary.
+    fn whole_answer(stream: &TcpStream) {
+        begin_of_an_answer(stream);
+        send(stream, 4, b"\x010");
+        send(stream, 5, &[0xfe, 0, 0, 2, 0]);
+    }
+
     #[test]
     fn an_answer_that_is_complete_is_a_verdict() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (address, _connections) = server(|stream| {
-            begin_of_an_answer(stream);
-            send(stream, 4, b"\x010");
-            send(stream, 5, &[0xfe, 0, 0, 2, 0]);
-        });
+        let (address, _connections) = server(whole_answer);
         runtime.block_on(async {
             assert_eq!(asked(address, Duration::from_secs(5)).await, Some(Ok(())));
+        });
+    }
+
+    /// On which something was said already.
+    #[test]
+    fn p9_a_connection_that_is_there_is_used_and_said_goodbye_on() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (address, connections) = server(whole_answer);
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            // Nobody listens there.
+            let mysql =
+                Mysql::new(([127, 0, 0, 1], 9).into(), "check", &Zeroizing::default(), Some(DatabaseRole::Primary));
+            let progress = Progress::default();
+            assert_eq!(mysql.ask(&progress, Some(stream)).await, Ok(()));
+            let goodbye = tokio::task::spawn_blocking(move || {
+                let stream = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+                (receive(&stream), receive(&stream))
+            });
+            const QUIT: u8 = 1;
+            assert_eq!(goodbye.await.unwrap(), (Some(vec![QUIT]), None), "and then the end");
+            assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
         });
     }
 
