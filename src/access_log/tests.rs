@@ -91,6 +91,18 @@ fn text_says_the_same_in_one_line() {
     assert!(text(&bare()).contains("backend=- attempts=1 received=1234 sent=567890 path=- handshake=- queue=0 "));
 }
 
+/// The key is there only when it says something, and the line can be read again.
+#[test]
+fn p6_who_brought_a_client_is_its_peer() {
+    assert!(!json(&record()).contains("peer") && !text(&record()).contains("peer"));
+    let brought = Record { peer: Some("10.0.8.4:999".parse().unwrap()), ..record() };
+    assert!(json(&brought).contains(r#""client":"203.0.113.7:51234","peer":"10.0.8.4:999","sni""#));
+    assert!(text(&brought).contains(" client=203.0.113.7:51234 peer=10.0.8.4:999 rule=default "));
+    for line in [json(&brought), text(&brought)] {
+        assert_eq!(read_line(line.as_bytes()).unwrap().unwrap().client, brought.client);
+    }
+}
+
 #[test]
 fn o4_what_a_client_sends_stays_in_its_line_and_its_field() {
     let wild = ["a\r\nb", "\u{1b}[31mred", "\"}\n{\"event\":\"x\"", "a b=c", "\\", "-", "\0\u{7f}\u{85}", "ünï"];

@@ -30,8 +30,10 @@ fn gate(backend: &Backend) -> Gate {
 
 /// Sends it cut at these places, slowly enough for each piece to come alone.
 fn send(stream: &mut TcpStream, bytes: &[u8], cuts: &[usize]) {
+    let mut ends: Vec<_> = cuts.iter().copied().filter(|cut| *cut < bytes.len()).chain([bytes.len()]).collect();
+    ends.sort_unstable();
     let mut begin = 0;
-    for end in cuts.iter().copied().filter(|cut| *cut < bytes.len()).chain([bytes.len()]) {
+    for end in ends {
         stream.write_all(&bytes[begin..end]).unwrap();
         begin = end;
         thread::sleep(Duration::from_millis(2));

@@ -28,6 +28,9 @@ def crc32c(data):
         for _ in range(8):
             crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
     return crc ^ 0xffffffff
+def name(ip):
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return f"::ffff:{mapped}" if mapped else str(ip)
 def tlvs(data):
     found = []
     while data:
@@ -43,8 +46,8 @@ def read(data):
         words = data[:end - 2].decode().split(" ")
         family = {"TCP4": ipaddress.IPv4Address, "TCP6": ipaddress.IPv6Address}[words[1]]
         source, to, source_port, to_port = words[2:]
-        return {"version": 1, "family": words[1], "source": [str(family(source)), int(source_port)],
-                "destination": [str(family(to)), int(to_port)], "rest": data[end:].hex()}
+        return {"version": 1, "family": words[1], "source": [name(family(source)), int(source_port)],
+                "destination": [name(family(to)), int(to_port)], "rest": data[end:].hex()}
     assert data[:12] == b"\r\n\r\n\0\r\nQUIT\n", data
     command, family, length = struct.unpack_from("!BBH", data, 12)
     block, rest = data[16:16 + length], data[16 + length:]
@@ -54,8 +57,8 @@ def read(data):
         return said
     size, kind, said["family"] = {0x11: (4, ipaddress.IPv4Address, "TCP4"), 0x21: (16, ipaddress.IPv6Address, "TCP6")}[family]
     ports = struct.unpack_from("!HH", block, 2 * size)
-    said["source"] = [str(kind(block[:size])), ports[0]]
-    said["destination"] = [str(kind(block[size:2 * size])), ports[1]]
+    said["source"] = [name(kind(block[:size])), ports[0]]
+    said["destination"] = [name(kind(block[size:2 * size])), ports[1]]
     for kind, value in tlvs(block[2 * size + 4:]):
         if kind == 3:
             at = data.index(value, 16 + 2 * size + 4)
@@ -186,9 +189,9 @@ fn p9_version_2_tells_of_tls_what_was_agreed_and_checked() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let seen = wait_for(SOON, || (captured.lock().unwrap().len() == 3).then(|| captured.lock().unwrap().clone()));
+    let all = wait_for(SOON, || Some(captured.lock().unwrap().clone()).filter(|seen| seen.len() == 3));
     programs::end(&mut other);
-    let told = read(&python, &seen.expect("three headers"));
+    let told = read(&python, &all.expect("three headers"));
     for (told, (own, (version, cipher))) in told.iter().zip(
         own.iter().zip([("TLSv1.3", "TLS_AES_128_GCM_SHA256"), ("TLSv1.2", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")]),
     ) {
