@@ -161,13 +161,11 @@ impl Connection {
         let frontend = &*self.frontend;
         let alarm = self.local.alarms.alarm();
         let socket = Socket::accepted(fd).map_err(|_| self.out_of_resources())?;
-        if let Some(required) = &frontend.proxy_protocol {
-            drain.unless_ended(Box::pin(self.receive_header(&socket, required, &alarm))).await??;
-        }
-        let client = match &frontend.tls {
-            None => Client::Plain(socket),
+        let client = match (&frontend.proxy_protocol, &frontend.tls) {
+            (None, None) => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (None, Some(_)) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (Some(required), _) => drain.unless_ended(Box::pin(self.arrive(socket, required, &alarm))).await??,
         };
         let (_lease, backend) = match drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await {
             Ok(Ok(dialled)) => dialled,

@@ -45,9 +45,25 @@ impl Connection {
         notes.arrival.as_ref().and_then(|arrival| arrival.addresses()).map_or(self.peer, |(source, _)| source)
     }
 
+    /// A client that is brought: first its header, then what every client does.
+    pub(super) async fn arrive(
+        &self,
+        socket: Socket,
+        required: &config::ProxyProtocol,
+        alarm: &Alarm,
+    ) -> Result<Client, Outcome> {
+        self.receive_header(&socket, required, alarm).await?;
+        // Boxed, so that who only waits for its header takes no room for a handshake.
+        if self.frontend.tls.is_some() {
+            Box::pin(self.shake_hands(socket, alarm)).await
+        } else {
+            Ok(Client::Plain(socket))
+        }
+    }
+
     /// Takes the header from the stream, and nothing behind it; then the client that it names is judged like one that came
     /// itself (traps P6).
-    pub(super) async fn receive_header(
+    async fn receive_header(
         &self,
         socket: &Socket,
         required: &config::ProxyProtocol,

@@ -114,6 +114,14 @@ impl Question<'_> {
     }
 }
 
+impl AtListener {
+    /// Whether the firewall lets in who connects.
+    pub(super) fn lets_peer_in(&self) -> bool {
+        let of_peer = self.proxy.as_ref().and_then(|proxy| proxy.firewall.as_ref());
+        of_peer.unwrap_or(&self.firewall).action == Action::Allow.as_str()
+    }
+}
+
 pub(super) fn explain(source: &Text, loaded: &Loaded, arguments: &Arguments) -> Result<Explained, Failure> {
     let question = Question {
         client: arguments.from,

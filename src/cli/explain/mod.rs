@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     /// Address of the client
     #[arg(long, value_name = "IP", value_parser = client)]
     from: IpAddr,
-    /// The balancer that brings the client to listeners with proxy_protocol; without it, --from itself connects
+    /// The balancer that brings the client, for listeners that take PROXY headers; without it, --from itself connects
     #[arg(long, value_name = "IP", value_parser = client)]
     proxied_by: Option<IpAddr>,
     /// Host name that the client asks for in its TLS handshake

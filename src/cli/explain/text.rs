@@ -25,7 +25,7 @@ fn at_listener(explained: &Explained, at: &AtListener) -> String {
     let binds: Vec<_> = at.binds.iter().map(ToString::to_string).collect();
     let verdict = match &at.proxy {
         _ if at.admitted.is_some() => "allowed",
-        Some(proxy) if proxy.trusted.is_none() => "closed",
+        Some(proxy) if proxy.trusted.is_none() && at.lets_peer_in() => "closed",
         _ => "denied",
     };
     let who = match explained.proxied_by {
@@ -37,10 +37,7 @@ fn at_listener(explained: &Explained, at: &AtListener) -> String {
     if let Some(why) = at.unreachable {
         rows.push(vec!["note".to_owned(), why.to_owned(), place(at.listener.at.as_ref())]);
     }
-    if let Some(found) = &at.proxy {
-        proxy(found, explained.proxied_by.is_some(), &mut rows);
-    }
-    firewall("firewall", &at.firewall, &mut rows);
+    judged(at, &mut rows);
     match &at.admitted {
         Some(admitted) => {
             let Admitted { limits: most, tls: policy, pool: to, timeouts: times } = admitted;
@@ -51,7 +48,9 @@ fn at_listener(explained: &Explained, at: &AtListener) -> String {
             pool(to, &mut rows);
             timeouts(times, &mut rows);
         }
-        None if at.proxy.as_ref().is_some_and(Proxy::lets_in) => rows.push(row("", "no backend hears of it")),
+        None if at.proxy.as_ref().is_some_and(|proxy| proxy.firewall.is_some() && proxy.lets_in()) => {
+            rows.push(row("", "no backend hears of it"));
+        }
         None => rows.push(row("", "nothing is read from it, and no backend hears of it")),
     }
     // A label is said once.
@@ -71,12 +70,23 @@ fn indented(mut row: Row) -> Row {
     row
 }
 
-/// Who connects, and whether it may bring clients.
-fn proxy(proxy: &Proxy, brings: bool, rows: &mut Vec<Row>) {
-    let Proxy { peer, trusted, from, timeout, firewall: verdict } = proxy;
-    if let Some(verdict) = verdict {
-        firewall("peer", verdict, rows);
+/// Who connects, whether it may bring clients, and the client: each only if the one before does not end it.
+fn judged(at: &AtListener, rows: &mut Vec<Row>) {
+    let Some(found) = &at.proxy else { return firewall("firewall", &at.firewall, rows) };
+    match &found.firewall {
+        Some(verdict) => firewall("peer", verdict, rows),
+        None => firewall("firewall", &at.firewall, rows),
     }
+    if at.lets_peer_in() {
+        proxy(found, rows);
+    }
+    if found.firewall.is_some() && found.lets_in() {
+        firewall("firewall", &at.firewall, rows);
+    }
+}
+
+fn proxy(proxy: &Proxy, rows: &mut Vec<Row>) {
+    let Proxy { peer, trusted, from, timeout, firewall: verdict } = proxy;
     let Some(network) = trusted else {
         let words = format!("{peer} is none of those that bring clients here: closed, whatever it sends");
         rows.push(fact("proxy", words, from));
@@ -89,7 +99,7 @@ fn proxy(proxy: &Proxy, brings: bool, rows: &mut Vec<Row>) {
         format!("it has {} for the PROXY header, and is closed without one", duration(time)),
         timeout,
     ));
-    if !brings {
+    if verdict.is_none() {
         let ask = format!("what follows is for itself; of others: --from CLIENT --proxied-by {peer}");
         rows.push(row("proxy", &ask));
     }

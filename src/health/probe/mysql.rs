@@ -275,6 +275,7 @@ mod tests {
     /// On which something was said already.
     #[test]
     fn p9_a_connection_that_is_there_is_used_and_said_goodbye_on() {
+        const QUIT: u8 = 1;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (address, connections) = server(whole_answer);
         runtime.block_on(async {
@@ -288,7 +289,6 @@ mod tests {
                 let stream = connections.recv_timeout(Duration::from_secs(5)).unwrap();
                 (receive(&stream), receive(&stream))
             });
-            const QUIT: u8 = 1;
             assert_eq!(goodbye.await.unwrap(), (Some(vec![QUIT]), None), "and then the end");
             assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
         });
