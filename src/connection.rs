@@ -5,6 +5,7 @@
 //! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
 //! other, each in its own cells, and only sums are shown.
 
+mod arrival;
 mod search;
 mod sight;
 
@@ -19,16 +20,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use arrival::Arrival;
+
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
     alarm::Alarm,
     config::DenyAction,
     drain::{Reason, Watcher},
-    firewall::Action,
     frontend::{Frontend, Place},
     local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
+    proxy_protocol::Failure,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::{listen::turn_away, socket::Socket},
     tls::{
@@ -41,7 +44,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Admitted {
     fd: OwnedFd,
-    client: SocketAddr,
+    peer: SocketAddr,
     frontend: Arc<Frontend>,
     accepted: Instant,
     rule: Arc<str>,
@@ -55,7 +58,8 @@ pub struct Connection {
     id: u64,
     frontend: Arc<Frontend>,
     local: Served,
-    client: SocketAddr,
+    /// Who has connected: the client, or a balancer that brings it.
+    peer: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
     _places: [Place; 2],
@@ -66,6 +70,8 @@ pub struct Connection {
 /// What is learnt on the way, for the log.
 #[derive(Debug, Default)]
 struct Notes {
+    /// What the PROXY header said, where one is required.
+    arrival: Option<Box<Arrival>>,
     /// Boxed: most of a plain connection's notes would be room for it.
     tls: Option<Box<Agreement>>,
     sni: Option<Box<str>>,
@@ -78,31 +84,35 @@ struct Notes {
     silent: bool,
 }
 
-/// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
-/// costs accept, close and at most one option (traps F5). `worker` is the one that accepted.
-pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
+/// The verdict straight after accept: firewall, whether it may bring clients where they have to be brought, then limits.
+/// Nothing is read or written; who is turned away costs accept, close and at most one option (traps F5). `worker` is the one
+/// that accepted.
+pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
-    let (action, rule) = frontend.firewall.judge(client.ip(), worker);
-    if action == Action::Deny {
-        turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
-        cells.close(Outcome::Denied, Duration::ZERO);
-        return None;
-    }
+    let verdict = frontend.judge(peer.ip(), worker).and_then(|rule| match &frontend.proxy_protocol {
+        Some(required) if !required.trusts(peer.ip()) => Err(Outcome::BadProxyHeader),
+        _ => Ok(rule),
+    });
+    let rule = match verdict {
+        Ok(rule) => rule,
+        Err(outcome) => {
+            turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
+            if outcome == Outcome::BadProxyHeader {
+                cells.proxy_failures.at(Failure::Untrusted).add(1);
+            }
+            cells.close(outcome, Duration::ZERO);
+            return None;
+        }
+    };
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
         turn_away(fd, true);
         cells.close(Outcome::MaxConnections, Duration::ZERO);
         return None;
     };
-    Some(Admitted {
-        fd,
-        client,
-        frontend: Arc::clone(frontend),
-        accepted: Instant::now(),
-        rule: Arc::clone(rule),
-        places: [process, listener],
-    })
+    let (frontend, accepted) = (Arc::clone(frontend), Instant::now());
+    Some(Admitted { fd, peer, frontend, accepted, rule, places: [process, listener] })
 }
 
 impl Admitted {
@@ -116,10 +126,10 @@ impl Admitted {
 impl Connection {
     /// Takes a client up as a task of this worker.
     pub fn begin(admitted: Admitted, local: &Rc<Local>) {
-        let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
+        let Admitted { fd, peer, frontend, accepted, rule, places } = admitted;
         let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
         let (id, local, notes) = (local.random(), Served::by(local), RefCell::default());
-        let connection = Self { id, frontend, local, client, accepted, rule, _places: places, meter, notes };
+        let connection = Self { id, frontend, local, peer, accepted, rule, _places: places, meter, notes };
         tokio::task::spawn_local(connection.run(fd));
     }
 
@@ -151,10 +161,11 @@ impl Connection {
         let frontend = &*self.frontend;
         let alarm = self.local.alarms.alarm();
         let socket = Socket::accepted(fd).map_err(|_| self.out_of_resources())?;
-        let client = match &frontend.tls {
-            None => Client::Plain(socket),
+        let client = match (&frontend.proxy_protocol, &frontend.tls) {
+            (None, None) => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (None, Some(_)) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (Some(required), _) => drain.unless_ended(Box::pin(self.arrive(socket, required, &alarm))).await??,
         };
         let (_lease, backend) = match drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await {
             Ok(Ok(dialled)) => dialled,
@@ -208,16 +219,19 @@ impl Connection {
         Outcome::OutOfResources
     }
 
-    /// Whether nothing was said: a port probe, counted and not logged (traps O8).
-    fn is_a_probe(&self, outcome: Outcome) -> bool {
+    /// Whether it is counted and not logged: a client that is denied, as everywhere, and a port probe, which said nothing
+    /// (traps O8).
+    fn is_only_counted(&self, outcome: Outcome) -> bool {
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
-        closed
-            && notes.queue.is_zero()
-            && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
+        outcome == Outcome::Denied
+            || closed
+                && notes.queue.is_zero()
+                && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
     }
 
     fn record(&self, outcome: Outcome, total: Duration) -> Record {
+        let client = self.client();
         let mut notes = self.notes.borrow_mut();
         let tls = notes.tls.take().map(|tls| *tls);
         let (received_bytes, sent_bytes) = self.meter.received_and_sent();
@@ -230,9 +244,14 @@ impl Connection {
             ts: SystemTime::now(),
             id: self.id,
             listener: Arc::clone(&self.frontend.name),
-            client: self.client,
+            client,
+            peer: (client != self.peer).then_some(self.peer),
             sni: tls.as_ref().map_or(notes.sni.take(), |tls| tls.sni.clone()),
-            rule: Arc::clone(&self.rule),
+            rule: notes
+                .arrival
+                .as_mut()
+                .and_then(|arrival| arrival.rule.take())
+                .unwrap_or_else(|| Arc::clone(&self.rule)),
             pool: Arc::clone(&self.frontend.pool.name),
             backend: notes.backend.take(),
             attempts: notes.attempts,
@@ -274,7 +293,7 @@ impl Drop for Ending<'_> {
             (None, None) => Outcome::Drained,
         };
         let total = accepted.elapsed();
-        if !self.connection.is_a_probe(outcome) {
+        if !self.connection.is_only_counted(outcome) {
             local.log(|| self.connection.record(outcome, total));
         }
         frontend.cells.at(local.index).close(outcome, total);

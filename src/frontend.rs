@@ -14,6 +14,7 @@ use crate::{
     firewall::{Action, Table},
     load::Materials,
     metrics::{Generation, ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
+    outcome::Outcome,
     pool::Pool,
     relay::Timeouts,
     tls::{acceptor::Policy, crowd::Shortage},
@@ -27,6 +28,8 @@ pub struct Frontend {
     /// The limit of the process, then the listener's.
     pub limits: [Arc<Limit>; 2],
     pub tls: Option<Policy>,
+    /// `None`: clients come themselves.
+    pub proxy_protocol: Option<config::ProxyProtocol>,
     /// The whole handshake.
     pub handshake: Duration,
     pub pool: Arc<Pool>,
@@ -93,6 +96,7 @@ impl Frontend {
             firewall,
             limits: [Arc::clone(common.process), own],
             tls,
+            proxy_protocol: listener.proxy_protocol.clone(),
             handshake: timeouts.handshake,
             pool,
             timeouts: Timeouts {
@@ -113,15 +117,25 @@ impl Frontend {
 }
 
 impl Frontend {
+    /// The verdict about an address, counted: by which rule it may come in, or how its connection ends. It is asked for the
+    /// peer straight after accept and, where that is a balancer, for the client that it brings (traps P6).
+    pub fn judge(&self, address: IpAddr, worker: usize) -> Result<Arc<str>, Outcome> {
+        match self.firewall.judge(address, worker) {
+            (Action::Allow, rule) => Ok(Arc::clone(rule)),
+            (Action::Deny, _) => Err(Outcome::Denied),
+        }
+    }
+
     /// Whether there are few places left, so that who only takes one up has to make room. `handshakes` are those of all
-    /// workers and all listeners.
+    /// workers and all listeners, with the PROXY headers that are awaited.
     pub fn shortage(&self, handshakes: impl Fn() -> u64) -> Shortage {
         let [process, listener] = &self.limits;
         let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.own().count().max(1);
         if process.is_nearly_full() {
             Shortage::OfProcess(share(process, handshakes()))
         } else if listener.is_nearly_full() {
-            Shortage::OfListener(share(listener, self.cells.sum(|cells| cells.tls_in_progress.value())))
+            let awaited = |cells: &ListenerCells| cells.tls_in_progress.value() + cells.proxy_in_progress.value();
+            Shortage::OfListener(share(listener, self.cells.sum(awaited)))
         } else {
             Shortage::None
         }
@@ -153,7 +167,7 @@ impl Firewall {
     }
 
     /// Judges a client and counts the verdict. The second part is the name of the deciding rule.
-    pub fn judge(&self, client: IpAddr, worker: usize) -> (Action, &Arc<str>) {
+    fn judge(&self, client: IpAddr, worker: usize) -> (Action, &Arc<str>) {
         let verdict = self.table.verdict(client);
         let rule = |index: u16| self.rules.get(usize::from(index));
         for shadow in verdict.shadows.iter().filter_map(|&index| rule(index)) {

@@ -12,6 +12,7 @@ pub mod address;
 pub mod cidr;
 pub mod firewall;
 pub mod balance;
+pub mod proxy_protocol;
 pub mod outcome;
 pub mod threshold;
 pub mod config;

@@ -32,6 +32,8 @@ pub enum Outcome {
     UnknownSni,
     /// The client offered ALPN protocols and none is ours.
     NoSharedAlpn,
+    /// No good PROXY header, where one is required.
+    BadProxyHeader,
     /// No backend was left to try.
     NoBackend,
     /// Every backend that was tried refused, reset or timed out.
@@ -54,7 +56,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -69,6 +71,7 @@ impl Outcome {
         Self::NotTls,
         Self::UnknownSni,
         Self::NoSharedAlpn,
+        Self::BadProxyHeader,
         Self::NoBackend,
         Self::ConnectFailed,
         Self::QueueFull,
@@ -98,6 +101,7 @@ impl Outcome {
             Self::NotTls => "not_tls",
             Self::UnknownSni => "unknown_sni",
             Self::NoSharedAlpn => "no_shared_alpn",
+            Self::BadProxyHeader => "bad_proxy_header",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
             Self::QueueFull => "queue_full",

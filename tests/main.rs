@@ -27,6 +27,7 @@ mod networks;
 mod operate;
 mod overload;
 mod pressure;
+mod proxy;
 mod relay;
 mod reload;
 mod renewal;

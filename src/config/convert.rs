@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     AccessLog, Action, Admin, Auto, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global, Listener,
-    ListenerTimeouts, Log, LogFormat, LogLevel, Pool, Rule, Tls, TlsVersion, ZeroCopy,
+    ListenerTimeouts, Log, LogFormat, LogLevel, Pool, ProxyProtocol, Rule, Tls, TlsVersion, ZeroCopy,
     check::check,
     code,
     diagnostic::Diagnostic,
@@ -33,6 +33,11 @@ pub const DEFAULT_ADMIN_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/sluicegate/admin.sock";
 
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+
+/// A header comes at once, unless a packet is lost.
+pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const DEFAULT_PROXY_LENGTH: u32 = 4096;
 
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     pool: pool::Timeouts { connect: Duration::from_secs(3), queue: Duration::from_secs(5) },
@@ -192,8 +197,20 @@ fn listener(file: &file::Listener, defaults: Timeouts) -> Option<Listener> {
             Some(written) => Some(tls(written)?),
             None => None,
         },
+        proxy_protocol: match &file.proxy_protocol {
+            Some(written) => Some(proxy_protocol(written)?),
+            None => None,
+        },
         max_connections: required(&file.max_connections),
         timeouts: timeouts(&file.timeouts, defaults).listener,
+    })
+}
+
+fn proxy_protocol(file: &file::ProxyProtocol) -> Option<ProxyProtocol> {
+    Some(ProxyProtocol {
+        from: list(&file.from),
+        max_length: u16::try_from(value(&file.max_length, DEFAULT_PROXY_LENGTH)).ok()?,
+        timeout: value(&file.timeout, DEFAULT_PROXY_TIMEOUT),
     })
 }
 

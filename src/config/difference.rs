@@ -146,6 +146,7 @@ fn listener(old: &Listener, new: &Listener) -> Vec<Key> {
     let mut keys = vec![
         ("bind", old.binds == new.binds),
         ("pool", old.pool == new.pool),
+        ("proxy_protocol", old.proxy_protocol == new.proxy_protocol),
         ("max_connections", old.max_connections == new.max_connections),
         ("timeouts.handshake", old.timeouts.handshake == new.timeouts.handshake),
         ("timeouts.idle", old.timeouts.idle == new.timeouts.idle),
@@ -174,6 +175,7 @@ fn pool(old: &Pool, new: &Pool) -> Vec<Key> {
         ("check", old.check == new.check),
         ("outlier", old.outlier == new.outlier),
         ("slow_start", old.slow_start == new.slow_start),
+        ("send_proxy", old.send_proxy == new.send_proxy),
         ("on_down", old.on_down == new.on_down),
         ("on_all_down", old.on_all_down == new.on_all_down),
         ("max_queued", old.max_queued == new.max_queued),

@@ -94,7 +94,15 @@ pub struct Listener {
     pub pool: Written<String>,
     pub max_connections: Written<NonZeroUsize>,
     pub tls: Option<Tls>,
+    pub proxy_protocol: Option<ProxyProtocol>,
     pub timeouts: Timeouts,
+}
+
+#[derive(Debug)]
+pub struct ProxyProtocol {
+    pub from: WrittenList<Cidr>,
+    pub max_length: Written<u32>,
+    pub timeout: Written<Duration>,
 }
 
 #[derive(Debug)]
@@ -128,7 +136,9 @@ pub const RULE: Schema = Schema {
 };
 pub const TEST: Schema = Schema { name: "[[firewall.tests]]", keys: &["from", "listener", "expect"] };
 pub const LISTENER: Schema =
-    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "timeouts"] };
+    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "proxy_protocol", "timeouts"] };
+pub const PROXY_PROTOCOL: Schema =
+    Schema { name: "[listener.*.proxy_protocol]", keys: &["from", "max_length", "timeout"] };
 pub const TLS: Schema =
     Schema { name: "[listener.*.tls]", keys: &["cert", "key", "certificates", "min_version", "alpn", "strict_sni"] };
 pub const CERTIFICATE: Schema = Schema { name: "[[listener.*.tls.certificates]]", keys: &["cert", "key"] };
@@ -141,6 +151,9 @@ pub const LEVEL: &[(&str, LogLevel)] =
 pub const ACTION: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
 pub const DENY_ACTION: &[(&str, DenyAction)] = &[("drop", DenyAction::Drop), ("reset", DenyAction::Reset)];
 pub const TLS_VERSION: &[(&str, TlsVersion)] = &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+
+/// A sender's longest addresses have to fit, those of unix sockets (216 bytes), and a few extensions.
+pub const PROXY_LENGTHS: std::ops::RangeInclusive<u32> = 256..=65_535;
 
 // Bounds that no sensible file reaches: they catch slips of the keyboard.
 pub const MOST_WORKERS: u32 = 1024;
@@ -181,6 +194,7 @@ mod tests {
             RULE,
             TEST,
             LISTENER,
+            PROXY_PROTOCOL,
             TLS,
             CERTIFICATE,
             POOL,

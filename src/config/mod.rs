@@ -34,7 +34,7 @@ pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, admin_soc
 pub use diagnostic::Diagnostic;
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
-    Role, Secret,
+    Role, Secret, SendProxy,
 };
 pub use reader::similar as similar_name;
 
@@ -191,9 +191,22 @@ pub struct Listener {
     pub pool: String,
     /// `None`: plain TCP.
     pub tls: Option<Tls>,
+    /// `None`: clients come themselves.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `None`: only the limit of the process.
     pub max_connections: Option<NonZeroUsize>,
     pub timeouts: ListenerTimeouts,
+}
+
+/// Clients come through other balancers, which say who they are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyProtocol {
+    /// From where a header is required; at least one. Whoever comes from elsewhere is closed.
+    pub from: Vec<Cidr>,
+    /// Most bytes that a header of version 2 may have behind its fixed part.
+    pub max_length: u16,
+    /// The whole header.
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +243,13 @@ pub struct CertificateFiles {
 pub enum TlsVersion {
     V1_2,
     V1_3,
+}
+
+impl ProxyProtocol {
+    /// Whether this peer has to send a header; any other peer may not come.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.from.iter().any(|network| network.contains(peer))
+    }
 }
 
 // What is written stays the same wherever in the file it stands: a comment above it changes nothing.

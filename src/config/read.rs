@@ -10,8 +10,8 @@ use super::{
     file::{
         ACTION, ADMIN, Admin, CERTIFICATE, Certificate, DAY, DAY_OR_NEVER, DENY_ACTION, FIREWALL, FORMAT, File,
         Firewall, GLOBAL, Global, LEVEL, LISTENER, LISTENER_TIMEOUTS, LOG, Listener, Log, MOST_CONNECTIONS,
-        MOST_WORKERS, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER,
-        ZERO_COPY,
+        MOST_WORKERS, PROXY_LENGTHS, PROXY_PROTOCOL, ProxyProtocol, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION,
+        Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER, ZERO_COPY,
     },
     network,
     pool::{file::POOL, read::pool},
@@ -185,8 +185,20 @@ fn listener(name: Located<String>, table: &Table, base: &Path, report: &mut Repo
         pool: table.read("pool", report, value::text),
         max_connections: table.read("max_connections", report, value::count(MOST_CONNECTIONS)),
         tls: table.table("tls", title("tls"), &TLS, report).map(|tls_table| tls(&tls_table, base, report)),
+        proxy_protocol: table
+            .table("proxy_protocol", title("proxy_protocol"), &PROXY_PROTOCOL, report)
+            .map(|own| proxy_protocol(&own, report)),
         timeouts: timeouts(table, &title("timeouts"), &LISTENER_TIMEOUTS, report),
         name,
+    }
+}
+
+fn proxy_protocol(table: &Table, report: &mut Report) -> ProxyProtocol {
+    table.require("from", "from = \"10.0.8.0/24\"", report);
+    ProxyProtocol {
+        from: table.read_list("from", report, network::network),
+        max_length: table.read("max_length", report, value::integer(PROXY_LENGTHS)),
+        timeout: table.read("timeout", report, value::proxy_timeout),
     }
 }
 

@@ -106,6 +106,20 @@ pub fn auto_or_count(most: u32) -> impl Fn(&DeValue) -> Result<Auto, Problem> {
     }
 }
 
+/// How long a header of the PROXY protocol may take: long enough for a packet that is sent again.
+pub fn proxy_timeout(value: &DeValue) -> Result<Duration, Problem> {
+    const LEAST: Duration = Duration::from_secs(3);
+    let timeout = duration(Bounds { zero: false, hours: 24 })(value)?;
+    if timeout >= LEAST {
+        return Ok(timeout);
+    }
+    let written = value.as_str().unwrap_or_default();
+    Err(Diagnostic::error(code::OUT_OF_RANGE, format!("the duration {} is out of range", quoted(written)))
+        .label(format!("must be at least {}s", LEAST.as_secs()))
+        .note("a packet that is lost is sent again after a second, or three")
+        .into())
+}
+
 /// A duration with units.
 pub fn duration(bounds: Bounds) -> impl Fn(&DeValue) -> Result<Duration, Problem> {
     move |value| {

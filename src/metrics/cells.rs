@@ -15,7 +15,11 @@ use super::{
         Transition,
     },
 };
-use crate::{config::TlsVersion, outcome::Outcome};
+use crate::{
+    config::TlsVersion,
+    outcome::Outcome,
+    proxy_protocol::{self, Version},
+};
 
 /// A number that only grows, with **one writer**: the worker whose block it is in. Two threads adding at once would lose
 /// counts (not memory safety). Any thread may read.
@@ -59,6 +63,9 @@ pub struct ListenerCells {
     tls_handshakes: [Family<Resumption, { Resumption::ALL.len() }>; TlsVersion::ALL.len()],
     pub tls_failures: Family<HandshakeFailure, { HandshakeFailure::ALL.len() }>,
     pub tls_in_progress: Level,
+    pub proxy_headers: Family<Version, { Version::ALL.len() }>,
+    pub proxy_failures: Family<proxy_protocol::Failure, { proxy_protocol::Failure::ALL.len() }>,
+    pub proxy_in_progress: Level,
     /// First byte expected to handshake complete.
     pub tls_duration: Histogram<16>,
 }
@@ -75,7 +82,7 @@ pub struct RuleCells {
 pub struct WorkerCells {
     /// Connections this worker serves.
     pub connections: Level,
-    /// TLS handshakes of any listener that are not complete.
+    /// TLS handshakes and PROXY headers of any listener that are not complete.
     pub handshakes: Level,
     relay_bytes: [Family<Direction, { Direction::ALL.len() }>; RelayPath::ALL.len()],
     /// Relays that wanted to splice and copied.
@@ -244,6 +251,9 @@ impl Default for ListenerCells {
             tls_handshakes: array::from_fn(|_| Family::default()),
             tls_failures: Family::default(),
             tls_in_progress: Level::default(),
+            proxy_headers: Family::default(),
+            proxy_failures: Family::default(),
+            proxy_in_progress: Level::default(),
             tls_duration: Histogram::new(&SETUP_BOUNDS),
         }
     }

@@ -387,5 +387,7 @@ mod tests {
         is_a_closed_set::<Resumption>();
         is_a_closed_set::<TlsVersion>();
         is_a_closed_set::<Outcome>();
+        is_a_closed_set::<crate::proxy_protocol::Version>();
+        is_a_closed_set::<crate::proxy_protocol::Failure>();
     }
 }

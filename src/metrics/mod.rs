@@ -9,6 +9,7 @@ pub mod gauges;
 mod histogram;
 pub mod labels;
 mod panics;
+mod proxy;
 pub mod registry;
 mod render;
 mod totals;

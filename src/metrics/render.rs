@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_process::Collector;
 
 use super::{
+    cells::{ListenerCells, PerWorker},
     exposition::{Exposition, Format},
     gauges::Gauges,
     labels::{
@@ -17,7 +18,11 @@ use super::{
     },
     registry::Registry,
 };
-use crate::{config::TlsVersion, outcome::Outcome};
+use crate::{
+    config::TlsVersion,
+    outcome::Outcome,
+    proxy_protocol::{Failure, Version},
+};
 
 /// Everything we know, in the wanted format. Takes time (it reads `/proc` for `process_*`), never waits.
 pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
@@ -41,7 +46,7 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 20] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
@@ -50,6 +55,8 @@ const COUNTERS: [(&str, &str); 18] = [
     ("sluicegate_firewall_connections_total", "Connections by the firewall rule that decided, or would have."),
     ("sluicegate_tls_handshakes_total", "Completed TLS handshakes with clients."),
     ("sluicegate_tls_handshake_failures_total", "TLS handshakes with clients that were not completed."),
+    ("sluicegate_proxy_headers_total", "PROXY headers from balancers in front of this one."),
+    ("sluicegate_proxy_header_failures_total", "Connections without a good PROXY header where one is required."),
     ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
     ("sluicegate_relay_fallbacks_total", "Relays that wanted one path and took another."),
     ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
@@ -66,11 +73,12 @@ const COUNTERS: [(&str, &str); 18] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 15] = [
+const GAUGES: [(&str, &str); 16] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
     ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
+    ("sluicegate_proxy_headers_in_progress", "PROXY headers that are not complete yet."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
     ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
@@ -131,7 +139,21 @@ fn listeners(registry: &Registry, to: &mut Exposition) {
                 to.sample("sluicegate_tls_handshakes_total", &labels, done);
             }
         }
+        proxy_headers(listener, &cells, to);
     }
+}
+
+fn proxy_headers(listener: (&str, &str), cells: &PerWorker<ListenerCells>, to: &mut Exposition) {
+    for version in Version::ALL {
+        let headers = cells.sum(|cells| cells.proxy_headers.at(*version).value());
+        to.sample("sluicegate_proxy_headers_total", &[listener, ("version", version.as_str())], headers);
+    }
+    for reason in Failure::ALL {
+        let failures = cells.sum(|cells| cells.proxy_failures.at(*reason).value());
+        to.sample("sluicegate_proxy_header_failures_total", &[listener, ("reason", reason.as_str())], failures);
+    }
+    let in_progress = cells.sum(|cells| cells.proxy_in_progress.value());
+    to.sample("sluicegate_proxy_headers_in_progress", &[listener], in_progress);
 }
 
 fn firewall(registry: &Registry, to: &mut Exposition) {

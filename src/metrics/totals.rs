@@ -182,6 +182,8 @@ impl Cells for ListenerCells {
         family("closed", &self.closed, visit);
         family("accept_errors", &self.accept_errors, visit);
         family("tls_failures", &self.tls_failures, visit);
+        family("proxy_headers", &self.proxy_headers, visit);
+        family("proxy_failures", &self.proxy_failures, visit);
         for version in TlsVersion::ALL {
             for resumption in Resumption::ALL {
                 let name = format!("tls_handshakes {} {}", version.as_str(), resumption.as_str());

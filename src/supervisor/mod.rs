@@ -271,7 +271,9 @@ fn watch_backends(
     let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
     let pools = pools.map(|((pool, config), materials)| {
         let mut files = config.check.iter().flat_map(config::Check::files);
-        let is_same = before.get(&*config.name).is_some_and(|before| before.check == config.check)
+        let is_same = before
+            .get(&*config.name)
+            .is_some_and(|before| before.check == config.check && before.send_proxy == config.send_proxy)
             && old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
         Watched { pool: Arc::clone(pool), config, materials, is_same }
     });

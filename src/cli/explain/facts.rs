@@ -13,6 +13,7 @@ use super::{
     Arguments,
     firewall::{Firewall, firewall},
     pool::{Pool, pool},
+    proxy::{Proxy, proxy},
     tls::{Tls, tls},
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub(super) struct Explained {
     pub(super) client: IpAddr,
+    pub(super) proxied_by: Option<IpAddr>,
     pub(super) sni: Option<String>,
     pub(super) listeners: Vec<AtListener>,
 }
@@ -35,10 +37,12 @@ pub(super) struct Explained {
 pub(super) struct AtListener {
     pub(super) listener: Fact<String>,
     pub(super) binds: Vec<SocketAddr>,
-    /// Why this client cannot get here at all.
+    /// Why whoever connects cannot get here at all.
     pub(super) unreachable: Option<&'static str>,
+    /// Where clients are brought by others: what is made of who connects.
+    pub(super) proxy: Option<Proxy>,
     pub(super) firewall: Firewall,
-    /// What comes after the firewall; nothing for a client that is denied.
+    /// What comes after the firewall; nothing for a client that is denied, or that nobody may bring.
     pub(super) admitted: Option<Admitted>,
 }
 
@@ -94,6 +98,8 @@ impl Serialize for Seconds {
 /// What is asked about, and the file that answers.
 pub(super) struct Question<'a> {
     pub(super) client: IpAddr,
+    /// Who brings it.
+    pub(super) proxied_by: Option<IpAddr>,
     pub(super) sni: Option<&'a str>,
     pub(super) config: &'a Config,
     pub(super) path: &'a Path,
@@ -108,18 +114,31 @@ impl Question<'_> {
     }
 }
 
+impl AtListener {
+    /// Whether the firewall lets in who connects.
+    pub(super) fn lets_peer_in(&self) -> bool {
+        let of_peer = self.proxy.as_ref().and_then(|proxy| proxy.firewall.as_ref());
+        of_peer.unwrap_or(&self.firewall).action == Action::Allow.as_str()
+    }
+}
+
 pub(super) fn explain(source: &Text, loaded: &Loaded, arguments: &Arguments) -> Result<Explained, Failure> {
     let question = Question {
         client: arguments.from,
+        proxied_by: arguments.proxied_by,
         sni: arguments.sni.as_deref(),
         config: &loaded.config,
         path: &source.path,
         places: Places::of(&source.text),
     };
-    let asked = |listener: &Listener| arguments.listener.as_ref().is_none_or(|name| *name == listener.name);
+    let asked = |listener: &Listener| {
+        arguments.listener.as_ref().is_none_or(|name| *name == listener.name)
+            && (arguments.proxied_by.is_none() || listener.proxy_protocol.is_some())
+    };
     let listeners = loaded.config.listeners.iter().zip(&loaded.listeners).filter(|(listener, _)| asked(listener));
     Ok(Explained {
         client: arguments.from,
+        proxied_by: arguments.proxied_by,
         sni: arguments.sni.clone(),
         listeners: listeners
             .map(|(listener, materials)| at_listener(&question, listener, materials))
@@ -128,12 +147,15 @@ pub(super) fn explain(source: &Text, loaded: &Loaded, arguments: &Arguments) -> 
 }
 
 fn at_listener(question: &Question<'_>, listener: &Listener, materials: &Materials) -> Result<AtListener, Failure> {
-    let firewall = firewall(question, materials)?;
-    let admitted = firewall.action == Action::Allow.as_str();
+    let required = listener.proxy_protocol.as_ref();
+    let proxy = required.map(|required| proxy(question, listener, required, materials)).transpose()?;
+    let firewall = firewall(question, question.client, materials)?;
+    let admitted = firewall.action == Action::Allow.as_str() && proxy.as_ref().is_none_or(super::proxy::Proxy::lets_in);
     Ok(AtListener {
         listener: question.fact(listener.name.clone(), &[question.places.key("listener").key(&listener.name)]),
         binds: listener.binds.iter().map(|bind| bind.value).collect(),
-        unreachable: unreachable(question.client, listener),
+        unreachable: unreachable(question.proxied_by.unwrap_or(question.client), listener),
+        proxy,
         firewall,
         admitted: if admitted { admit(question, listener, materials) } else { None },
     })
