@@ -21,11 +21,13 @@ use std::{
 
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
+    admission::Admission,
     alarm::Alarm,
+    bans::Offence,
     config::DenyAction,
     drain::{Reason, Watcher},
-    firewall::Action,
     frontend::{Frontend, Place},
+    limits::SourcePlace,
     local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
@@ -45,7 +47,14 @@ pub struct Admitted {
     frontend: Arc<Frontend>,
     accepted: Instant,
     rule: Arc<str>,
-    places: [Place; 2],
+    places: Places,
+}
+
+/// What a client takes up under the limits, given back when dropped.
+#[derive(Debug)]
+struct Places {
+    _house: [Place; 2],
+    _source: Option<SourcePlace>,
 }
 
 /// A client that is served by one worker.
@@ -58,7 +67,7 @@ pub struct Connection {
     client: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
-    _places: [Place; 2],
+    _places: Places,
     meter: Meter,
     notes: RefCell<Notes>,
 }
@@ -78,17 +87,24 @@ struct Notes {
     silent: bool,
 }
 
-/// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
+/// The verdict straight after accept: bans, the firewall, limits. Nothing is read or written; a client that is turned away
 /// costs accept, close and at most one option (traps F5). `worker` is the one that accepted.
 pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
-    let (action, rule) = frontend.firewall.judge(client.ip(), worker);
-    if action == Action::Deny {
-        turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
-        cells.close(Outcome::Denied, Duration::ZERO);
-        return None;
-    }
+    let (rule, place) = match Admission::of(client.ip(), frontend, worker) {
+        Admission::Welcome { rule, place } => (rule, place),
+        Admission::Denied { .. } => {
+            turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
+            cells.close(Outcome::Denied, Duration::ZERO);
+            return None;
+        }
+        Admission::Limited(_) => {
+            turn_away(fd, true);
+            cells.close(Outcome::Limited, Duration::ZERO);
+            return None;
+        }
+    };
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
         turn_away(fd, true);
@@ -101,7 +117,7 @@ pub fn admit(fd: OwnedFd, client: SocketAddr, frontend: &Arc<Frontend>, worker: 
         frontend: Arc::clone(frontend),
         accepted: Instant::now(),
         rule: Arc::clone(rule),
-        places: [process, listener],
+        places: Places { _house: [process, listener], _source: place },
     })
 }
 
@@ -197,8 +213,25 @@ impl Connection {
                 if !refusal.silent {
                     cells.tls_failures.at(refusal.reason).add(1);
                 }
+                self.note_offence(refusal.reason);
                 Err(refusal.reason.into())
             }
+        }
+    }
+
+    /// Notes a handshake that went wrong by what the client said. Who says nothing, goes away or is slow does nothing that an
+    /// honest client never does; limits are for those.
+    fn note_offence(&self, failure: HandshakeFailure) {
+        let is_offence = match failure {
+            HandshakeFailure::Timeout | HandshakeFailure::ClientClosed => false,
+            HandshakeFailure::TlsError
+            | HandshakeFailure::NotTls
+            | HandshakeFailure::NotTlsHttp
+            | HandshakeFailure::UnknownSni
+            | HandshakeFailure::NoSharedAlpn => true,
+        };
+        if let Some(watch) = self.frontend.watch.as_ref().filter(|_| is_offence) {
+            watch.note(self.client.ip(), Offence::Handshake);
         }
     }
 

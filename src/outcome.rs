@@ -20,6 +20,8 @@ pub enum Outcome {
     MaxAge,
     /// The firewall said no.
     Denied,
+    /// Its source has as many connections as it may, or makes them too fast.
+    Limited,
     /// The process or the listener was full.
     MaxConnections,
     /// The handshake was not complete in time.
@@ -54,7 +56,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -63,6 +65,7 @@ impl Outcome {
         Self::HalfClosedTimeout,
         Self::MaxAge,
         Self::Denied,
+        Self::Limited,
         Self::MaxConnections,
         Self::HandshakeTimeout,
         Self::TlsError,
@@ -92,6 +95,7 @@ impl Outcome {
             Self::HalfClosedTimeout => "half_closed_timeout",
             Self::MaxAge => "max_age",
             Self::Denied => "denied",
+            Self::Limited => "limited",
             Self::MaxConnections => "max_connections",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::TlsError => "tls_error",

@@ -10,7 +10,10 @@ use std::{
 
 use super::{
     AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, TlsVersion, ZeroCopy,
-    pool::file::Pool, reader::Schema, value::Bounds,
+    limits::{Automatic, Limits},
+    pool::file::{Pool, Switch},
+    reader::Schema,
+    value::Bounds,
 };
 use crate::cidr::Cidr;
 
@@ -68,6 +71,9 @@ pub struct Firewall {
     pub deny_action: Written<DenyAction>,
     pub rules: Vec<Rule>,
     pub tests: Vec<Test>,
+    pub limits: Option<Limits>,
+    pub auto_ban: Option<Automatic>,
+    pub bans_file: Written<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -94,6 +100,7 @@ pub struct Listener {
     pub pool: Written<String>,
     pub max_connections: Written<NonZeroUsize>,
     pub tls: Option<Tls>,
+    pub limits: Option<Switch<Limits>>,
     pub timeouts: Timeouts,
 }
 
@@ -121,14 +128,17 @@ pub const TIMEOUTS: Schema =
     Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue", "drain"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
-pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };
+pub const FIREWALL: Schema = Schema {
+    name: "[firewall]",
+    keys: &["default", "deny_action", "rules", "tests", "limits", "auto_ban", "bans_file"],
+};
 pub const RULE: Schema = Schema {
     name: "[[firewall.rules]]",
     keys: &["name", "allow", "deny", "allow_file", "deny_file", "listeners", "shadow"],
 };
 pub const TEST: Schema = Schema { name: "[[firewall.tests]]", keys: &["from", "listener", "expect"] };
 pub const LISTENER: Schema =
-    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "timeouts"] };
+    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "limits", "timeouts"] };
 pub const TLS: Schema =
     Schema { name: "[listener.*.tls]", keys: &["cert", "key", "certificates", "min_version", "alpn", "strict_sni"] };
 pub const CERTIFICATE: Schema = Schema { name: "[[listener.*.tls.certificates]]", keys: &["cert", "key"] };
@@ -158,6 +168,7 @@ mod tests {
     use crate::{
         balance::DEFAULT_KEY,
         config::{
+            limits::{AUTO_BAN, LIMITS, LISTENER_LIMITS},
             parse,
             pool::file::{
                 BACKEND, CHECK_HTTP, CHECK_MYSQL, CHECK_SEND_EXPECT, CHECK_TCP, CHECK_TLS, OUTLIER, POOL, POOL_TIMEOUTS,
@@ -178,9 +189,12 @@ mod tests {
             LISTENER_TIMEOUTS,
             POOL_TIMEOUTS,
             FIREWALL,
+            LIMITS,
+            AUTO_BAN,
             RULE,
             TEST,
             LISTENER,
+            LISTENER_LIMITS,
             TLS,
             CERTIFICATE,
             POOL,

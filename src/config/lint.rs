@@ -8,6 +8,7 @@ use super::{
     Action, Config, Rule, code,
     diagnostic::Diagnostic,
     file::{File, Written},
+    limits,
     pool::file::{Check, CheckKind, Pool, Switch},
     reader::Report,
     value::cut,
@@ -16,6 +17,7 @@ use super::{
 /// Notes the doubts about a configuration without mistakes.
 pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
+    limits::lint(file, report);
     if let Some(default) = &file.firewall.default {
         let admits = |rule: &Rule| rule.action == Action::Allow && !rule.shadow;
         if default.value == Action::Deny && !config.firewall.rules.iter().any(admits) {

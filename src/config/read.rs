@@ -13,6 +13,7 @@ use super::{
         MOST_WORKERS, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER,
         ZERO_COPY,
     },
+    limits::{LIMITS, read_auto_ban, read_limits, read_listener_limits},
     network,
     pool::{file::POOL, read::pool},
     reader::{Report, Schema, Table},
@@ -134,6 +135,9 @@ fn firewall(table: &Table, base: &Path, report: &mut Report) -> Firewall {
             .into_iter()
             .map(|table| test(&table, report))
             .collect(),
+        limits: read_limits(table, "[firewall.limits]".to_owned(), &LIMITS, report),
+        auto_ban: read_auto_ban(table, report),
+        bans_file: table.read("bans_file", report, value::path(base)),
     }
 }
 
@@ -155,7 +159,7 @@ fn rule(table: &Table, base: &Path, report: &mut Report) -> Rule {
     ];
     Rule {
         span: table.span.clone(),
-        name: table.read("name", report, value::name_except("default")),
+        name: table.read("name", report, value::name_except(&["default", "ban"])),
         matches: found.into_iter().find_map(|(action, networks)| Some((action, networks?))),
         listeners: table.read_list("listeners", report, value::text),
         shadow: table.read("shadow", report, value::boolean),
@@ -185,6 +189,7 @@ fn listener(name: Located<String>, table: &Table, base: &Path, report: &mut Repo
         pool: table.read("pool", report, value::text),
         max_connections: table.read("max_connections", report, value::count(MOST_CONNECTIONS)),
         tls: table.table("tls", title("tls"), &TLS, report).map(|tls_table| tls(&tls_table, base, report)),
+        limits: read_listener_limits(table, title("limits"), report),
         timeouts: timeouts(table, &title("timeouts"), &LISTENER_TIMEOUTS, report),
         name,
     }

@@ -36,13 +36,16 @@ use crate::{
     doors::{self, Doors},
     expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
+    ledger::Ledger,
     load::Loaded,
     metrics::{Registry, render},
+    offence::{self, Culprits, Report},
     ports::{self, Passed, Port},
     running::{Counter, Live, Running},
     service,
     site::Site,
     upgrade::{Inheritance, Launch},
+    warden::{self, Warden},
     watch::watch,
 };
 use govern::{Desk, Governor};
@@ -118,7 +121,8 @@ pub async fn start(
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
-    let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
+    let (report, culprits) = offence::line();
+    let site = build(&loaded, &limits, provider, (&registry, report), heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
     let (ports, passed, doors) = open(config, sockets, options.usual_socket.as_deref(), heir.as_mut())?;
     let (template, log) = template(config, &options, &registry)?;
@@ -135,7 +139,8 @@ pub async fn start(
     wait_for(first).await;
     let (counter, orders) = Counter::new();
     let (upgrade, upgrades) = mpsc::channel(1);
-    let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
+    let warden = Arc::new(Warden::new(&live, &registry));
+    let control = Arc::new(Control::new(&admin, &crew, &live, &warden, (counter.clone(), upgrade)));
     admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
     let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
@@ -143,7 +148,8 @@ pub async fn start(
     admin.ready.store(true, Ordering::Relaxed);
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
-    let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
+    let mut watching = watching(&live, (&crew, &admin), &counter, options.read_at);
+    watching.push(keep_bans(&warden, culprits));
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
@@ -158,6 +164,7 @@ pub async fn start(
         registry: Arc::clone(&registry),
         crew,
         admin: Arc::clone(&admin),
+        warden,
         doors,
         launch: Launch::of_this_process().map_err(|error| error.to_string()),
         successor: None,
@@ -185,15 +192,23 @@ fn build(
     loaded: &Loaded,
     limits: &Limits,
     provider: &Arc<CryptoProvider>,
-    registry: &Registry,
+    (registry, report): (&Registry, Report),
     heir: Option<&Inheritance>,
 ) -> Result<Site, Vec<Diagnostic>> {
-    let site = Site::build(loaded, limits.connections, provider, registry, None)
+    let ledger = Ledger::new(report);
+    let site = Site::build(loaded, limits.connections, provider, registry, &ledger, None)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
-    if let Some(heir) = heir {
-        heir.recall(&site);
+    // What the process before has in force is newer than what any file says.
+    if heir.is_none_or(|heir| !heir.recall(&site)) {
+        warden::recall(&site.ledger.bans, loaded.bans.clone());
     }
     Ok(site)
+}
+
+/// Bans those who earn it.
+fn keep_bans(warden: &Arc<Warden>, culprits: Culprits) -> Task<()> {
+    let warden = Arc::clone(warden);
+    tokio::spawn(async move { warden.watch(culprits).await })
 }
 
 /// What every worker gets, and the access log's writer.
