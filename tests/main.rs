@@ -30,6 +30,7 @@ mod pressure;
 mod relay;
 mod reload;
 mod renewal;
+mod sources;
 mod spread;
 mod support;
 mod tls;

@@ -134,6 +134,6 @@ mod tests {
             assert_eq!(error.line, 4, "{error:?}");
             assert!(!error.reason.is_empty());
         }
-        assert_eq!(parse_saved(&[b'x'; 100_000]).unwrap_err().text.len(), LONGEST_LINE);
+        assert_eq!(parse_saved(&vec![b'x'; 100_000]).unwrap_err().text.len(), LONGEST_LINE);
     }
 }

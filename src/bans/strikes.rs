@@ -85,14 +85,17 @@ impl Offence {
 mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
-    use super::*;
+    use super::{
+        Offence::{Handshake, Limited},
+        *,
+    };
 
     fn config(limited: u32, handshakes: u32) -> AutoBan {
         AutoBan {
             limited: NonZeroU32::new(limited),
             handshake_failures: NonZeroU32::new(handshakes),
             within: Duration::from_secs(10),
-            duration: Duration::from_secs(60),
+            duration: Duration::from_mins(1),
         }
     }
 
@@ -103,7 +106,6 @@ mod tests {
         let note = |client: &str, offence, seconds: u64| {
             strikes.note(client.parse().unwrap(), offence, &config, Moment::from_millis(seconds * 1_000))
         };
-        use Offence::{Handshake, Limited};
         let (one, net) = (Some("192.0.2.1".parse().unwrap()), Some("2001:db8::/64".parse().unwrap()));
         for (client, offence, second, expected) in [
             ("192.0.2.1", Limited, 100, None),

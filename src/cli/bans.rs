@@ -70,11 +70,12 @@ pub(super) fn ban(arguments: &Arguments) -> Result<(), Failure> {
             None => "until it is ended by `unban`, or the process ends (there is no `bans_file`)".to_owned(),
         };
         let ended = if *kill { format!("; {} ended", count(banned.ended as u64, "connection")) } else { String::new() };
-        let mut text = format!("{} banned {until}{ended}\n", these(&banned.networks));
-        if banned.no_room > 0 {
-            text += &format!("no room for {} of them: many networks belong into a list\n", banned.no_room);
-        }
-        text + &not_saved(banned.not_saved.as_deref())
+        let no_room = match banned.no_room {
+            0 => String::new(),
+            more => format!("no room for {more} of them: many networks belong into a list\n"),
+        };
+        let not_saved = not_saved(banned.not_saved.as_deref());
+        format!("{} banned {until}{ended}\n{no_room}{not_saved}", these(&banned.networks))
     })
 }
 

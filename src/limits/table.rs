@@ -68,22 +68,22 @@ impl<T: Copy + Default> Table<T> {
         let mut bucket = self.buckets.get(number)?.lock().unwrap_or_else(PoisonError::into_inner);
         let Bucket { used, sources, entries } = &mut *bucket;
         let mut evicted = false;
-        let way = match sources.iter().take(*used).position(|known| *known == source) {
-            Some(way) => way,
-            None => {
-                let way = if *used < WAYS {
-                    self.used.fetch_add(1, Ordering::Relaxed);
-                    *used += 1;
-                    *used - 1
-                } else {
-                    evicted = true;
-                    let ages = entries.iter().enumerate().filter_map(|(way, entry)| Some((age(entry)?, way)));
-                    ages.min()?.1
-                };
-                *sources.get_mut(way)? = source;
-                *entries.get_mut(way)? = T::default();
-                way
-            }
+        let known = sources.iter().take(*used).position(|known| *known == source);
+        let way = if let Some(way) = known {
+            way
+        } else {
+            let way = if *used < WAYS {
+                self.used.fetch_add(1, Ordering::Relaxed);
+                *used += 1;
+                *used - 1
+            } else {
+                evicted = true;
+                let ages = entries.iter().enumerate().filter_map(|(way, entry)| Some((age(entry)?, way)));
+                ages.min()?.1
+            };
+            *sources.get_mut(way)? = source;
+            *entries.get_mut(way)? = T::default();
+            way
         };
         let result = work(entries.get_mut(way)?);
         let slot = Slot(u32::try_from(number * WAYS + way).ok()?);
@@ -192,7 +192,9 @@ mod tests {
         let crafted: Vec<_> = (0..4_000_000).map(source).filter(|one| known.bucket_of(*one) == 0).take(2_000).collect();
         assert_eq!(crafted.len(), 2_000);
         let mut buckets = vec![0; own.buckets.len()];
-        crafted.iter().for_each(|one| buckets[own.bucket_of(*one)] += 1);
+        for one in &crafted {
+            buckets[own.bucket_of(*one)] += 1;
+        }
         let fullest = buckets.iter().max().unwrap();
         println!("{} sources of one bucket: at most {fullest} in one of {}", crafted.len(), buckets.len());
         assert!(*fullest <= WAYS, "{fullest}");
