@@ -3,9 +3,13 @@
 //! A timer of the runtime costs a lock and, when it is due before the runtime's next wake-up, a write to the runtime's
 //! own eventfd and a wake-up more: that was two of each for every short connection. A deadline here is a number in a
 //! table of the worker. A tick looks through the table every [`TICK`]; while the table is empty nothing ticks.
+//!
+//! So the runtime of a worker has no timers at all, and its wake-ups do not look at the clock. The few tasks of a worker
+//! that sleep do it here too, and then it ticks as often as they need.
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -13,7 +17,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::sys::clock::{self, Moment};
+use crate::sys::{
+    clock::{self, Moment},
+    timer::Timer,
+};
 
 /// How late a deadline may be noticed. Looking through ten thousand deadlines takes some ten microseconds.
 pub const TICK: Duration = Duration::from_millis(25);
@@ -22,7 +29,10 @@ pub const TICK: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub struct Alarms {
     table: RefCell<Table>,
+    /// The table is no longer empty.
     set: Notify,
+    /// Somebody has begun to sleep.
+    hurry: Notify,
     /// When the clock was last read.
     now: Cell<Moment>,
 }
@@ -50,24 +60,52 @@ struct Table {
 struct Entry {
     due: Option<Moment>,
     waker: Option<Waker>,
+    /// Not a tick late.
+    prompt: bool,
 }
 
 impl Default for Alarms {
     fn default() -> Self {
-        Self { table: RefCell::default(), set: Notify::new(), now: Cell::new(clock::coarse()) }
+        Self { table: RefCell::default(), set: Notify::new(), hurry: Notify::new(), now: Cell::new(clock::coarse()) }
     }
 }
 
 impl Alarms {
-    /// Ticks for as long as it is polled.
-    pub async fn tick(&self) {
+    /// Ticks for as long as it is polled, or until `timer` fails.
+    pub async fn tick(&self, timer: &Timer) -> io::Error {
         loop {
             if self.table.borrow().used == 0 {
                 self.set.notified().await;
             }
-            tokio::time::sleep(TICK).await;
+            tokio::select! {
+                biased;
+                failed = timer.wait(self.until_next()) => if let Err(error) = failed { return error },
+                () = self.hurry.notified() => {}
+            }
             self.wake_due();
         }
+    }
+
+    /// Ready after this time, as exactly as the coarse clock is.
+    pub async fn sleep(self: &Rc<Self>, time: Duration) {
+        let alarm = self.alarm();
+        let due = clock::coarse().after(time);
+        std::future::poll_fn(|cx| {
+            let polled = alarm.poll_at(cx, due);
+            if polled.is_pending() {
+                alarm.be_prompt();
+            }
+            polled
+        })
+        .await;
+    }
+
+    fn until_next(&self) -> Duration {
+        // The coarse clock takes a few of these steps at once.
+        const STEP: Duration = Duration::from_millis(1);
+        let table = self.table.borrow();
+        let prompt = table.entries.iter().filter(|entry| entry.prompt).filter_map(|entry| entry.due).min();
+        prompt.map_or(TICK, |due| due.since(clock::coarse()).clamp(STEP, TICK))
     }
 
     /// An alarm that is not set yet.
@@ -119,6 +157,25 @@ impl Alarm {
             return Poll::Ready(());
         }
         Poll::Pending
+    }
+
+    fn be_prompt(&self) {
+        if let Some(entry) = self.owner.table.borrow_mut().entries.get_mut(self.place)
+            && !std::mem::replace(&mut entry.prompt, true)
+        {
+            self.owner.hurry.notify_one();
+        }
+    }
+
+    /// One more for the same task.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        self.owner.alarm()
+    }
+
+    /// Ready after this time, as [`Alarms::sleep`]; the alarm itself is left as it is.
+    pub async fn sleep(&self, time: Duration) {
+        self.owner.sleep(time).await;
     }
 
     /// The time, at most a tick ago, without asking for it.
@@ -179,10 +236,35 @@ mod tests {
             assert_eq!(alarm.within(limit, std::future::pending::<()>()).await, None);
             begin.elapsed()
         };
+        let timer = Timer::new().unwrap();
         tokio::select! {
-            () = alarms.tick() => unreachable!("it ticks for ever"),
+            error = alarms.tick(&timer) => panic!("{error}"),
             took = waiting => assert!((limit.mul_f32(0.9)..limit * 10).contains(&took), "{took:?}"),
         }
+    }
+
+    #[test]
+    fn who_sleeps_beside_deadlines_wakes_in_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let (alarms, timer) = (Rc::new(Alarms::default()), Timer::new().unwrap());
+            let alarm = alarms.alarm();
+            let sleeping = async {
+                let begin = std::time::Instant::now();
+                for _ in 0..10 {
+                    alarm.sleep(Duration::from_millis(2)).await;
+                }
+                begin.elapsed()
+            };
+            tokio::select! {
+                error = alarms.tick(&timer) => panic!("{error}"),
+                _ = alarm.within(Duration::from_secs(5), std::future::pending::<()>()) => panic!("too early"),
+                took = sleeping => {
+                    // On a tick each they would take 250 ms.
+                    assert!((Duration::from_millis(5)..Duration::from_millis(200)).contains(&took), "{took:?}");
+                }
+            }
+        });
     }
 
     #[test]

@@ -367,7 +367,7 @@ mod tests {
     /// What waits with a client that says nothing, beside its task (traps T6).
     #[test]
     fn s13_the_future_of_a_handshake_is_small() {
-        const AT_MOST: usize = 2_304;
+        const AT_MOST: usize = 1_152;
         fn size<'a, F: 'a>(_: impl FnOnce(&'a Connection, Socket, &'a Alarm) -> F) -> usize {
             size_of::<F>()
         }

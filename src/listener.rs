@@ -118,7 +118,7 @@ async fn accept(acceptor: Acceptor, desk: Desk, watcher: Watcher) {
             exhausted |= shortages != desk.local.shortages();
             shortages = desk.local.shortages();
             if exhausted {
-                tokio::time::sleep(REST).await;
+                desk.local.alarms.sleep(REST).await;
             }
             // First one, to see whether it can be served.
             batch = if exhausted { 1 } else { BATCH.min(batch * 2) };
@@ -133,8 +133,8 @@ async fn accept(acceptor: Acceptor, desk: Desk, watcher: Watcher) {
                 desk.serve(client);
                 last = Instant::now();
             }
-            Ok(None) => tokio::time::sleep(QUIET / 10).await,
-            Err(error) if desk.pause(&error) => tokio::time::sleep(REST).await,
+            Ok(None) => desk.local.alarms.sleep(QUIET / 10).await,
+            Err(error) if desk.pause(&error) => desk.local.alarms.sleep(REST).await,
             Err(_) => {}
         }
     }

@@ -8,13 +8,14 @@ use std::{
     rc::Rc,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{runtime, time::Instant};
+use tokio::runtime;
 
 use crate::{
     access_log::AccessLog,
+    alarm::Alarms,
     config::ZeroCopy,
     connection::Connection,
     crew::{Arrangement, Command, Crew, Departing, Inbox, Question},
@@ -25,7 +26,7 @@ use crate::{
     metrics::Registry,
     ports,
     relay::{self, Resources},
-    sys::listen::Acceptor,
+    sys::{listen::Acceptor, timer::Timer},
 };
 
 /// What a worker is made from.
@@ -56,7 +57,8 @@ const HASTE: Duration = Duration::from_millis(400);
 /// Starts the thread, which does what it finds in `inbox`. It says through `ready` when it accepts, or why it does not.
 pub fn start(assignment: Assignment, inbox: Inbox, ready: mpsc::Sender<io::Result<()>>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{}", assignment.index)).spawn(move || {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build_local(runtime::LocalOptions::default());
+        // Without timers: see `alarm`.
+        let runtime = runtime::Builder::new_current_thread().enable_io().build_local(runtime::LocalOptions::default());
         match runtime {
             Ok(runtime) => runtime.block_on(work(assignment, inbox, ready)),
             Err(error) => drop(ready.send(Err(error))),
@@ -68,8 +70,10 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
     let Assignment { index, sockets, pipes, zero_copy, rustls_records, registry, crew, log, seed } = assignment;
     let resources = Resources::new(index, pipes, zero_copy, Arc::clone(&registry));
     let local = Rc::new(Local::new(index, resources, registry, log, rustls_records, seed));
-    let alarms = Rc::clone(&local.alarms);
-    let ticking = tokio::task::spawn_local(async move { alarms.tick().await });
+    let ticking = match Timer::new() {
+        Ok(timer) => tokio::task::spawn_local(tick(Rc::clone(&local.alarms), timer)),
+        Err(error) => return drop(ready.send(Err(error))),
+    };
     let mut worker = Worker { local, crew, doors: HashMap::new() };
     for (port, fd, frontend) in sockets {
         if let Err(error) = worker.open(port, fd, frontend) {
@@ -82,6 +86,11 @@ async fn work(assignment: Assignment, mut inbox: Inbox, ready: mpsc::Sender<io::
     let departing = worker.work_until_told(&mut inbox).await;
     worker.leave(&mut inbox, departing).await;
     ticking.abort();
+}
+
+async fn tick(alarms: Rc<Alarms>, timer: Timer) {
+    let error = alarms.tick(&timer).await;
+    tracing::error!(%error, "the deadlines of a worker are not watched any more");
 }
 
 /// What a worker has in hand.
@@ -153,14 +162,19 @@ impl Worker {
                 // What was sent before the others knew is still done: a client that comes so ends as the rest of ours do.
                 inbox.close();
             }
-            match tokio::time::timeout(pause(&local), inbox.next()).await {
-                Ok(Some(Command::Stop)) => departure.hurry(),
-                Ok(Some(Command::Drain(_) | Command::Arrange(_))) => {}
-                Ok(Some(command)) => obey(command, &local).await,
-                Ok(None) if alone() || departure.is_over() => return,
-                Ok(None) => tokio::time::sleep(pause(&local)).await,
-                Err(_) if departure.is_over() => return,
-                Err(_) => {}
+            let woken = tokio::select! {
+                biased;
+                command = inbox.next() => Some(command),
+                () = local.alarms.sleep(pause(&local)) => None,
+            };
+            match woken {
+                Some(Some(Command::Stop)) => departure.hurry(),
+                Some(Some(Command::Drain(_) | Command::Arrange(_))) => {}
+                Some(Some(command)) => obey(command, &local).await,
+                Some(None) if alone() || departure.is_over() => return,
+                Some(None) => local.alarms.sleep(pause(&local)).await,
+                None if departure.is_over() => return,
+                None => {}
             }
         }
     }

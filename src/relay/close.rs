@@ -8,13 +8,11 @@ use std::{
     future::poll_fn,
     io,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::time::{Instant, sleep, timeout};
-
 use super::{Client, End, Pair, Resources, flow::Flow};
-use crate::sys::socket::Socket;
+use crate::{alarm::Alarm, sys::socket::Socket};
 
 /// How long a peer may take to read what it was sent.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,7 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 const HASTE: Duration = Duration::from_millis(40);
 
 /// Closes both sockets as `end` demands.
-pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
+pub(super) async fn pair(pair: Pair, end: End, resources: &Resources, alarm: &Alarm) {
     let Pair { client, backend, up, down, .. } = pair;
     let to_client = manner(&down, client.holds_back());
     let to_backend = manner(&up, false);
@@ -34,24 +32,24 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
         // The end that reset is gone; the other one is told so.
         End::ClientReset => {
             drop(client);
-            reset(backend).await;
+            reset(backend, alarm).await;
         }
         End::BackendReset => {
             drop(backend);
-            goodbye(client, Manner::Reset, resources).await;
+            goodbye(client, Manner::Reset, (resources, alarm)).await;
         }
         // Nobody may stay, so nobody is waited for long (traps B8).
         End::BackendDown => {
             drop(backend);
-            reset_within(HASTE, client.into_socket()).await;
+            reset_within(HASTE, client.into_socket(), alarm).await;
         }
         // No close_notify: it would pass what the client has of the answer for all of it.
         End::ClientTruncated => {
-            tokio::join!(reset(backend), goodbye(client, Manner::Reset, resources));
+            tokio::join!(reset(backend, alarm), goodbye(client, Manner::Reset, (resources, alarm)));
         }
         // The alert is on its way, and a close with unread input would reset it away.
         End::TlsError => {
-            tokio::join!(reset(backend), finish(client.into_socket(), resources));
+            tokio::join!(reset(backend, alarm), finish(client.into_socket(), (resources, alarm)));
         }
         End::ClientClosed
         | End::BackendClosed
@@ -60,10 +58,14 @@ pub(super) async fn pair(pair: Pair, end: End, resources: &Resources) {
         | End::MaxAge
         | End::Drained
         | End::Killed => {
-            tokio::join!(goodbye(client, to_client, resources), end_with(backend, to_backend, resources));
+            let means = (resources, alarm);
+            tokio::join!(goodbye(client, to_client, means), end_with(backend, to_backend, means));
         }
     }
 }
+
+/// What ending takes: the worker's buffer and its time.
+type Means<'a> = (&'a Resources, &'a Alarm);
 
 /// How a socket is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +82,7 @@ fn manner(towards: &Flow, held_back: bool) -> Manner {
 }
 
 /// Ends a client; TLS says that it is the end and no truncation (traps T11), unless it is one.
-async fn goodbye(mut client: Client, manner: Manner, resources: &Resources) {
+async fn goodbye(mut client: Client, manner: Manner, means: Means<'_>) {
     let mut manner = manner;
     if manner == Manner::Finish {
         client.send_close_notify();
@@ -89,18 +91,18 @@ async fn goodbye(mut client: Client, manner: Manner, resources: &Resources) {
     if !poll_fn(|cx| Poll::Ready(client.poll_flush(cx).is_ready())).await {
         manner = Manner::Reset;
     }
-    end_with(client.into_socket(), manner, resources).await;
+    end_with(client.into_socket(), manner, means).await;
 }
 
-async fn end_with(socket: Socket, manner: Manner, resources: &Resources) {
+async fn end_with(socket: Socket, manner: Manner, means: Means<'_>) {
     match manner {
-        Manner::Finish => finish(socket, resources).await,
-        Manner::Reset => reset(socket).await,
+        Manner::Finish => finish(socket, means).await,
+        Manner::Reset => reset(socket, means.1).await,
     }
 }
 
 /// FIN, then read and discard until the peer has finished, so that no unread input turns the close into a reset.
-async fn finish(socket: Socket, resources: &Resources) {
+async fn finish(socket: Socket, (resources, alarm): Means<'_>) {
     let delivered = socket.unconfirmed().is_ok_and(|bytes| bytes == 0);
     socket.finish_sending();
     let quiet = poll_fn(|cx| Poll::Ready(discard(&socket, cx, resources).is_pending())).await;
@@ -108,7 +110,8 @@ async fn finish(socket: Socket, resources: &Resources) {
     if delivered && quiet {
         return;
     }
-    let _ = timeout(PATIENCE, poll_fn(|cx| discard(&socket, cx, resources))).await;
+    // Both ends may be waited for at once, so each has an alarm of its own.
+    let _ = alarm.another().within(PATIENCE, poll_fn(|cx| discard(&socket, cx, resources))).await;
 }
 
 /// Ready when the peer has finished or is gone.
@@ -127,17 +130,17 @@ fn discard(socket: &Socket, cx: &mut Context<'_>, resources: &Resources) -> Poll
     Poll::Pending
 }
 
-async fn reset(socket: Socket) {
-    reset_within(PATIENCE, socket).await;
+async fn reset(socket: Socket, alarm: &Alarm) {
+    reset_within(PATIENCE, socket, alarm).await;
 }
 
 /// RST, after the peer's host has confirmed every byte or has had the time to.
-async fn reset_within(patience: Duration, socket: Socket) {
+async fn reset_within(patience: Duration, socket: Socket, alarm: &Alarm) {
     let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     // The kernel has no event for "all confirmed", so we ask, less and less often.
     while socket.unconfirmed().is_ok_and(|bytes| bytes > 0) && !socket.is_reset() && Instant::now() < deadline {
-        sleep(pause).await;
+        alarm.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
     socket.reset_on_close();

@@ -95,7 +95,7 @@ pub fn run<'a>(
         meter.end.set(Some(end));
         // When both ends were read to their end, dropping the sockets sends the last FIN.
         if !end.is_plain_close(pair.up.end, pair.down.end) {
-            Box::pin(close::pair(pair, end, resources)).await;
+            Box::pin(close::pair(pair, end, resources, control.alarm)).await;
         }
         end
     }

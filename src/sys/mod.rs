@@ -12,3 +12,4 @@ pub mod presence;
 pub mod probe;
 pub mod reserve;
 pub mod socket;
+pub mod timer;

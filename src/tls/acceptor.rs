@@ -130,7 +130,7 @@ pub async fn handshake(
 ) -> Result<(Socket, ServerConnection, Agreement), Refusal> {
     let begin = Instant::now();
     let mut progress = Progress::default();
-    let result = alarm.within(limit, attempt(socket, policy, &mut progress)).await;
+    let result = alarm.within(limit, attempt(socket, policy, alarm, &mut progress)).await;
     let reason = match result {
         Some(Ok((socket, tls))) => {
             let agreement = agreement(&tls, progress.sni, begin.elapsed());
@@ -153,6 +153,7 @@ struct Progress {
 async fn attempt(
     socket: Socket,
     policy: &Policy,
+    alarm: &Alarm,
     progress: &mut Progress,
 ) -> Result<(Socket, ServerConnection), HandshakeFailure> {
     let mut acceptor = pin!(LazyConfigAcceptor::new(Acceptor::default(), Sniffed::new(socket)));
@@ -161,7 +162,7 @@ async fn attempt(
         Err(error) => {
             let Some(io) = acceptor.take_io() else { return Err(HandshakeFailure::TlsError) };
             progress.silent = io.seen == 0;
-            return Err(refuse(io, &error).await);
+            return Err(refuse(io, &error, alarm).await);
         }
     };
     start.io.hello = false;
@@ -169,7 +170,7 @@ async fn attempt(
     progress.sni = hello.server_name().map(|name| cut(name).into());
     if !policy.certificates.knows(hello.server_name()) {
         let _ = start.io.socket.write_all(&unrecognized_name()).await;
-        linger(&start.io.socket).await;
+        linger(&start.io.socket, alarm).await;
         return Err(HandshakeFailure::UnknownSni);
     }
     let offered = policy.alpn && offers_alpn(&hello);
@@ -179,20 +180,20 @@ async fn attempt(
             Ok((io.socket, tls))
         }
         Err((error, io)) if offered && is_no_protocol(&error) => {
-            linger(&io.socket).await;
+            linger(&io.socket, alarm).await;
             Err(HandshakeFailure::NoSharedAlpn)
         }
-        Err((error, io)) => Err(refuse(io, &error).await),
+        Err((error, io)) => Err(refuse(io, &error, alarm).await),
     }
 }
 
 /// Names the failure; a client that was sent an alert gets the time to read it.
-async fn refuse(io: Sniffed, error: &io::Error) -> HandshakeFailure {
+async fn refuse(io: Sniffed, error: &io::Error, alarm: &Alarm) -> HandshakeFailure {
     if let Some(reason) = io.refused {
         return reason;
     }
     if tls_error(error).is_some() {
-        linger(&io.socket).await;
+        linger(&io.socket, alarm).await;
         return HandshakeFailure::TlsError;
     }
     HandshakeFailure::ClientClosed
@@ -212,12 +213,13 @@ pub(super) fn unrecognized_name() -> [u8; 7] {
 }
 
 /// FIN, then a moment for the client to read the alert: a close with unread input would reset it away.
-pub(super) async fn linger(socket: &Socket) {
+pub(super) async fn linger(socket: &Socket, alarm: &Alarm) {
     const MOMENT: Duration = Duration::from_secs(1);
     socket.finish_sending();
     let mut rest = [0; 512];
     let drained = async { while matches!(poll_fn(|cx| socket.poll_recv(cx, &mut rest)).await, Ok(1..)) {} };
-    let _ = tokio::time::timeout(MOMENT, drained).await;
+    // The handshake's own limit goes on meanwhile, on the alarm itself.
+    let _ = alarm.another().within(MOMENT, drained).await;
 }
 
 /// What rustls knows of a connection, buffered or not.

@@ -47,7 +47,7 @@ pub async fn handshake(
 ) -> Result<(Socket, Session, Agreement), Refusal> {
     let begin = Instant::now();
     let mut driver = Driver { socket, incoming: Vec::new(), whole: 0, outgoing: Vec::new(), asked: None };
-    let result = alarm.within(limit, driver.drive(policy)).await;
+    let result = alarm.within(limit, driver.drive(policy, alarm)).await;
     let reason = match result.unwrap_or(Err(HandshakeFailure::Timeout)) {
         Ok(tls) => {
             let sni = driver.sni();
@@ -82,7 +82,11 @@ enum Next {
 }
 
 impl Driver {
-    async fn drive(&mut self, policy: &Policy) -> Result<Box<UnbufferedServerConnection>, HandshakeFailure> {
+    async fn drive(
+        &mut self,
+        policy: &Policy,
+        alarm: &Alarm,
+    ) -> Result<Box<UnbufferedServerConnection>, HandshakeFailure> {
         // Who says nothing, or not even a whole record, costs no more than what it says (traps T6).
         self.whole = loop {
             self.read().await?;
@@ -100,7 +104,7 @@ impl Driver {
                     self.read().await?;
                 }
                 Ok(Next::Done) => break,
-                Err(Some(error)) => return Err(self.refuse(&mut tls, &error).await),
+                Err(Some(error)) => return Err(self.refuse(&mut tls, &error, alarm).await),
                 Err(None) => return Err(HandshakeFailure::ClientClosed),
             }
         }
@@ -199,7 +203,12 @@ impl Driver {
     }
 
     /// Names the failure and sends the alert that goes with it.
-    async fn refuse(&mut self, tls: &mut UnbufferedServerConnection, error: &rustls::Error) -> HandshakeFailure {
+    async fn refuse(
+        &mut self,
+        tls: &mut UnbufferedServerConnection,
+        error: &rustls::Error,
+        alarm: &Alarm,
+    ) -> HandshakeFailure {
         let unknown = self.asked.as_ref().is_some_and(|asked| !asked.known);
         if unknown {
             self.outgoing = acceptor::unrecognized_name().to_vec();
@@ -215,7 +224,8 @@ impl Driver {
             }
         }
         let _ = self.flush().await;
-        acceptor::linger(&self.socket).await;
+        // Boxed, so that only those who are refused pay for its buffer.
+        Box::pin(acceptor::linger(&self.socket, alarm)).await;
         match error {
             _ if unknown => HandshakeFailure::UnknownSni,
             rustls::Error::NoApplicationProtocol => HandshakeFailure::NoSharedAlpn,
