@@ -24,10 +24,13 @@ use arrival::Arrival;
 
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
+    admission::Admission,
     alarm::Alarm,
+    bans::Offence,
     config::DenyAction,
     drain::{Reason, Watcher},
     frontend::{Frontend, Place},
+    limits::SourcePlace,
     local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
@@ -48,7 +51,14 @@ pub struct Admitted {
     frontend: Arc<Frontend>,
     accepted: Instant,
     rule: Arc<str>,
-    places: [Place; 2],
+    places: Places,
+}
+
+/// What a client takes up under the limits, given back when dropped.
+#[derive(Debug)]
+struct Places {
+    _house: [Place; 2],
+    _source: Option<SourcePlace>,
 }
 
 /// A client that is served by one worker.
@@ -62,7 +72,7 @@ pub struct Connection {
     peer: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
-    _places: [Place; 2],
+    _places: Places,
     meter: Meter,
     notes: RefCell<Notes>,
 }
@@ -84,35 +94,46 @@ struct Notes {
     silent: bool,
 }
 
-/// The verdict straight after accept: firewall, whether it may bring clients where they have to be brought, then limits.
-/// Nothing is read or written; who is turned away costs accept, close and at most one option (traps F5). `worker` is the one
-/// that accepted.
+/// The verdict straight after accept: bans, the firewall, limits, and whether it may bring clients where they have to be
+/// brought. Nothing is read or written; who is turned away costs accept, close and at most one option (traps F5). `worker` is
+/// the one that accepted.
 pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Option<Admitted> {
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
-    let verdict = frontend.judge(peer.ip(), worker).and_then(|rule| match &frontend.proxy_protocol {
-        Some(required) if !required.trusts(peer.ip()) => Err(Outcome::BadProxyHeader),
-        _ => Ok(rule),
-    });
-    let rule = match verdict {
-        Ok(rule) => rule,
-        Err(outcome) => {
-            turn_away(fd, frontend.firewall.deny_action == DenyAction::Reset);
-            if outcome == Outcome::BadProxyHeader {
-                cells.proxy_failures.at(Failure::Untrusted).add(1);
-            }
-            cells.close(outcome, Duration::ZERO);
+    let resets = frontend.firewall.deny_action == DenyAction::Reset;
+    let (rule, place) = match Admission::of(peer.ip(), frontend, worker) {
+        Admission::Welcome { rule, place } => (rule, place),
+        Admission::Denied { .. } => {
+            turn_away(fd, resets);
+            cells.close(Outcome::Denied, Duration::ZERO);
+            return None;
+        }
+        Admission::Limited(_) => {
+            turn_away(fd, true);
+            cells.close(Outcome::Limited, Duration::ZERO);
             return None;
         }
     };
+    if frontend.proxy_protocol.as_ref().is_some_and(|required| !required.trusts(peer.ip())) {
+        turn_away(fd, resets);
+        cells.proxy_failures.at(Failure::Untrusted).add(1);
+        cells.close(Outcome::BadProxyHeader, Duration::ZERO);
+        return None;
+    }
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
         turn_away(fd, true);
         cells.close(Outcome::MaxConnections, Duration::ZERO);
         return None;
     };
-    let (frontend, accepted) = (Arc::clone(frontend), Instant::now());
-    Some(Admitted { fd, peer, frontend, accepted, rule, places: [process, listener] })
+    Some(Admitted {
+        fd,
+        peer,
+        frontend: Arc::clone(frontend),
+        accepted: Instant::now(),
+        rule: Arc::clone(rule),
+        places: Places { _house: [process, listener], _source: place },
+    })
 }
 
 impl Admitted {
@@ -208,8 +229,25 @@ impl Connection {
                 if !refusal.silent {
                     cells.tls_failures.at(refusal.reason).add(1);
                 }
+                self.note_offence(refusal.reason);
                 Err(refusal.reason.into())
             }
+        }
+    }
+
+    /// Notes a handshake that went wrong by what the client said. Who says nothing, goes away or is slow does nothing that an
+    /// honest client never does; limits are for those.
+    fn note_offence(&self, failure: HandshakeFailure) {
+        let is_offence = match failure {
+            HandshakeFailure::Timeout | HandshakeFailure::ClientClosed => false,
+            HandshakeFailure::TlsError
+            | HandshakeFailure::NotTls
+            | HandshakeFailure::NotTlsHttp
+            | HandshakeFailure::UnknownSni
+            | HandshakeFailure::NoSharedAlpn => true,
+        };
+        if let Some(watch) = self.frontend.watch.as_ref().filter(|_| is_offence) {
+            watch.note(self.client().ip(), Offence::Handshake);
         }
     }
 
@@ -219,12 +257,12 @@ impl Connection {
         Outcome::OutOfResources
     }
 
-    /// Whether it is counted and not logged: a client that is denied, as everywhere, and a port probe, which said nothing
+    /// Whether it is counted and not logged: a client that is turned away, as everywhere, and a port probe, which said nothing
     /// (traps O8).
     fn is_only_counted(&self, outcome: Outcome) -> bool {
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
-        outcome == Outcome::Denied
+        matches!(outcome, Outcome::Denied | Outcome::Limited)
             || closed
                 && notes.queue.is_zero()
                 && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))

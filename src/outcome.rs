@@ -20,6 +20,8 @@ pub enum Outcome {
     MaxAge,
     /// The firewall said no.
     Denied,
+    /// Its source has as many connections as it may, or makes them too fast.
+    Limited,
     /// The process or the listener was full.
     MaxConnections,
     /// The handshake was not complete in time.
@@ -56,7 +58,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -65,6 +67,7 @@ impl Outcome {
         Self::HalfClosedTimeout,
         Self::MaxAge,
         Self::Denied,
+        Self::Limited,
         Self::MaxConnections,
         Self::HandshakeTimeout,
         Self::TlsError,
@@ -95,6 +98,7 @@ impl Outcome {
             Self::HalfClosedTimeout => "half_closed_timeout",
             Self::MaxAge => "max_age",
             Self::Denied => "denied",
+            Self::Limited => "limited",
             Self::MaxConnections => "max_connections",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::TlsError => "tls_error",

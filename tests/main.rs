@@ -31,6 +31,7 @@ mod proxy;
 mod relay;
 mod reload;
 mod renewal;
+mod sources;
 mod spread;
 mod support;
 mod tls;

@@ -49,6 +49,7 @@ pub const CANNOT_LISTEN: &str = "E108";
 pub const CANNOT_START: &str = "E109";
 pub const LIST_SHRANK: &str = "E110";
 pub const NO_FILE: &str = "E111";
+pub const BAD_BAN: &str = "E130";
 pub const POOL_UNUSED: &str = "W001";
 pub const WEIGHT_ZERO: &str = "W002";
 pub const DENIES_EVERYONE: &str = "W003";
@@ -97,6 +98,7 @@ pub const CODES: &[Code] = &[
     files(CANNOT_START, "the host does not allow what is asked for"),
     files(LIST_SHRANK, "a list has lost more than half of its networks since the configuration that runs"),
     files(NO_FILE, "the process runs without a configuration file, so there is none to read again"),
+    files(BAD_BAN, "a line of the file of bans is no ban"),
     text(POOL_UNUSED, "no listener uses the pool"),
     text(WEIGHT_ZERO, "the backend takes no traffic"),
     text(DENIES_EVERYONE, "the firewall denies every client"),

@@ -15,6 +15,7 @@ use super::{
     code,
     diagnostic::Diagnostic,
     file::{self, File, Written, WrittenList},
+    limits,
     lint::lint,
     pool::{convert as pool, file::Pool as PoolFile},
     read::read,
@@ -106,6 +107,8 @@ struct Timeouts {
 /// `None` only where a mistake is noted.
 fn convert(file: &File) -> Option<Config> {
     let timeouts = timeouts(&file.timeouts, DEFAULT_TIMEOUTS);
+    let no_limits = limits::Limits::default();
+    let shared = file.firewall.limits.as_ref().unwrap_or(&no_limits);
     Some(Config {
         global: global(&file.global),
         admin: admin(&file.admin),
@@ -116,8 +119,11 @@ fn convert(file: &File) -> Option<Config> {
             deny_action: value(&file.firewall.deny_action, DenyAction::Drop),
             rules: file.firewall.rules.iter().map(rule).collect::<Option<_>>()?,
             tests: file.firewall.tests.iter().map(test).collect::<Option<_>>()?,
+            limits: limits::limits(shared),
+            auto_ban: file.firewall.auto_ban.as_ref().map(limits::auto_ban),
+            bans_file: file.firewall.bans_file.clone(),
         },
-        listeners: file.listeners.iter().map(|one| listener(one, timeouts)).collect::<Option<_>>()?,
+        listeners: file.listeners.iter().map(|one| listener(one, timeouts, shared)).collect::<Option<_>>()?,
         pools: file.pools.iter().map(|one| pool_of(one, timeouts)).collect::<Option<_>>()?,
     })
 }
@@ -188,7 +194,7 @@ fn test(file: &file::Test) -> Option<FirewallTest> {
     })
 }
 
-fn listener(file: &file::Listener, defaults: Timeouts) -> Option<Listener> {
+fn listener(file: &file::Listener, defaults: Timeouts, shared: &limits::Limits) -> Option<Listener> {
     Some(Listener {
         name: file.name.value.clone(),
         binds: file.bind.as_ref()?.value.clone(),
@@ -202,6 +208,7 @@ fn listener(file: &file::Listener, defaults: Timeouts) -> Option<Listener> {
             None => None,
         },
         max_connections: required(&file.max_connections),
+        limits: limits::listener_limits(file.limits.as_ref(), shared),
         timeouts: timeouts(&file.timeouts, defaults).listener,
     })
 }
@@ -237,7 +244,7 @@ pub fn value<T: Clone>(written: &Written<T>, default: T) -> T {
     required(written).unwrap_or(default)
 }
 
-fn list<T: Clone>(written: &WrittenList<T>) -> Vec<T> {
+pub fn list<T: Clone>(written: &WrittenList<T>) -> Vec<T> {
     written.iter().flat_map(|list| &list.value).map(|one| one.value.clone()).collect()
 }
 

@@ -10,7 +10,10 @@ use std::{
 
 use super::{
     AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, TlsVersion, ZeroCopy,
-    pool::file::Pool, reader::Schema, value::Bounds,
+    limits::{Automatic, Limits},
+    pool::file::{Pool, Switch},
+    reader::Schema,
+    value::Bounds,
 };
 use crate::cidr::Cidr;
 
@@ -68,6 +71,9 @@ pub struct Firewall {
     pub deny_action: Written<DenyAction>,
     pub rules: Vec<Rule>,
     pub tests: Vec<Test>,
+    pub limits: Option<Limits>,
+    pub auto_ban: Option<Automatic>,
+    pub bans_file: Written<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -95,6 +101,7 @@ pub struct Listener {
     pub max_connections: Written<NonZeroUsize>,
     pub tls: Option<Tls>,
     pub proxy_protocol: Option<ProxyProtocol>,
+    pub limits: Option<Switch<Limits>>,
     pub timeouts: Timeouts,
 }
 
@@ -129,14 +136,19 @@ pub const TIMEOUTS: Schema =
     Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue", "drain"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
-pub const FIREWALL: Schema = Schema { name: "[firewall]", keys: &["default", "deny_action", "rules", "tests"] };
+pub const FIREWALL: Schema = Schema {
+    name: "[firewall]",
+    keys: &["default", "deny_action", "rules", "tests", "limits", "auto_ban", "bans_file"],
+};
 pub const RULE: Schema = Schema {
     name: "[[firewall.rules]]",
     keys: &["name", "allow", "deny", "allow_file", "deny_file", "listeners", "shadow"],
 };
 pub const TEST: Schema = Schema { name: "[[firewall.tests]]", keys: &["from", "listener", "expect"] };
-pub const LISTENER: Schema =
-    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "proxy_protocol", "timeouts"] };
+pub const LISTENER: Schema = Schema {
+    name: "[listener.*]",
+    keys: &["bind", "pool", "max_connections", "tls", "proxy_protocol", "limits", "timeouts"],
+};
 pub const PROXY_PROTOCOL: Schema =
     Schema { name: "[listener.*.proxy_protocol]", keys: &["from", "max_length", "timeout"] };
 pub const TLS: Schema =
@@ -171,6 +183,7 @@ mod tests {
     use crate::{
         balance::DEFAULT_KEY,
         config::{
+            limits::{AUTO_BAN, LIMITS, LISTENER_LIMITS},
             parse,
             pool::file::{
                 BACKEND, CHECK_HTTP, CHECK_MYSQL, CHECK_SEND_EXPECT, CHECK_TCP, CHECK_TLS, OUTLIER, POOL, POOL_TIMEOUTS,
@@ -191,10 +204,13 @@ mod tests {
             LISTENER_TIMEOUTS,
             POOL_TIMEOUTS,
             FIREWALL,
+            LIMITS,
+            AUTO_BAN,
             RULE,
             TEST,
             LISTENER,
             PROXY_PROTOCOL,
+            LISTENER_LIMITS,
             TLS,
             CERTIFICATE,
             POOL,

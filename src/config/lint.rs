@@ -8,6 +8,7 @@ use super::{
     Action, Config, Rule, code,
     diagnostic::Diagnostic,
     file::{File, Written},
+    limits,
     pool::file::{Check, CheckKind, Pool, Switch},
     reader::Report,
     value::cut,
@@ -17,6 +18,7 @@ use super::{
 pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
     trust(file, report);
+    limits::lint(file, report);
     if let Some(default) = &file.firewall.default {
         let admits = |rule: &Rule| rule.action == Action::Allow && !rule.shadow;
         if default.value == Action::Deny && !config.firewall.rules.iter().any(admits) {

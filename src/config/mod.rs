@@ -9,6 +9,7 @@ mod convert;
 pub mod diagnostic;
 pub mod difference;
 mod file;
+mod limits;
 mod lines;
 mod lint;
 mod mask;
@@ -32,6 +33,7 @@ use std::{
 
 pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, admin_socket, parse, too_large};
 pub use diagnostic::Diagnostic;
+pub use limits::{AutoBan, ConnectionRate, ListenerLimits, SourceLimits};
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
     Role, Secret, SendProxy,
@@ -140,6 +142,11 @@ pub struct Firewall {
     /// In written order: the first match decides.
     pub rules: Vec<Rule>,
     pub tests: Vec<FirewallTest>,
+    /// Of listeners without limits of their own.
+    pub limits: SourceLimits,
+    pub auto_ban: Option<AutoBan>,
+    /// Where bans are kept for the next start.
+    pub bans_file: Option<Located<PathBuf>>,
 }
 
 /// How a denied client is sent away.
@@ -195,6 +202,7 @@ pub struct Listener {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `None`: only the limit of the process.
     pub max_connections: Option<NonZeroUsize>,
+    pub limits: ListenerLimits,
     pub timeouts: ListenerTimeouts,
 }
 

@@ -13,6 +13,7 @@ use super::{
         MOST_WORKERS, PROXY_LENGTHS, PROXY_PROTOCOL, ProxyProtocol, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION,
         Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER, ZERO_COPY,
     },
+    limits::{LIMITS, read_auto_ban, read_limits, read_listener_limits},
     network,
     pool::{file::POOL, read::pool},
     reader::{Report, Schema, Table},
@@ -134,6 +135,9 @@ fn firewall(table: &Table, base: &Path, report: &mut Report) -> Firewall {
             .into_iter()
             .map(|table| test(&table, report))
             .collect(),
+        limits: read_limits(table, "[firewall.limits]".to_owned(), &LIMITS, report),
+        auto_ban: read_auto_ban(table, report),
+        bans_file: table.read("bans_file", report, value::path(base)),
     }
 }
 
@@ -155,7 +159,7 @@ fn rule(table: &Table, base: &Path, report: &mut Report) -> Rule {
     ];
     Rule {
         span: table.span.clone(),
-        name: table.read("name", report, value::name_except("default")),
+        name: table.read("name", report, value::name_except(&["default", "ban"])),
         matches: found.into_iter().find_map(|(action, networks)| Some((action, networks?))),
         listeners: table.read_list("listeners", report, value::text),
         shadow: table.read("shadow", report, value::boolean),
@@ -188,6 +192,7 @@ fn listener(name: Located<String>, table: &Table, base: &Path, report: &mut Repo
         proxy_protocol: table
             .table("proxy_protocol", title("proxy_protocol"), &PROXY_PROTOCOL, report)
             .map(|own| proxy_protocol(&own, report)),
+        limits: read_listener_limits(table, title("limits"), report),
         timeouts: timeouts(table, &title("timeouts"), &LISTENER_TIMEOUTS, report),
         name,
     }

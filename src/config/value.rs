@@ -179,12 +179,12 @@ pub fn name(written: &str) -> Result<String, Problem> {
     }
 }
 
-/// As [`name`], from a value, except for one name that has a meaning already.
-pub fn name_except(reserved: &'static str) -> impl Fn(&DeValue) -> Result<String, Problem> {
+/// As [`name`], from a value, except for names that have a meaning already.
+pub fn name_except(reserved: &'static [&'static str]) -> impl Fn(&DeValue) -> Result<String, Problem> {
     move |value| {
         let written = name(text_of(value)?)?;
-        if written == reserved {
-            return Err(reserved_name(reserved).into());
+        if reserved.contains(&written.as_str()) {
+            return Err(reserved_name(&written).into());
         }
         Ok(written)
     }

@@ -5,8 +5,10 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 use super::Connection;
 use crate::{
     address::canonical,
+    admission::Admission,
     alarm::Alarm,
     config::{self, DenyAction, SendProxy, TlsVersion},
+    limits::SourcePlace,
     outcome::Outcome,
     proxy_protocol::{
         Decoder, Failure, Header, Origin,
@@ -26,9 +28,26 @@ pub(super) struct Arrival {
     origin: Origin,
     /// The firewall rule that decided about the client; nothing where that is the peer, about whom one has decided.
     pub(super) rule: Option<Arc<str>>,
+    /// The client's, beside that of the peer.
+    place: Option<SourcePlace>,
 }
 
 impl Arrival {
+    fn admit(&mut self, admission: Admission<'_>) -> Result<(), Outcome> {
+        match admission {
+            Admission::Welcome { rule, place } => {
+                self.rule = Some(Arc::clone(rule));
+                self.place = place;
+                Ok(())
+            }
+            Admission::Denied { rule } => {
+                self.rule = Some(Arc::clone(rule));
+                Err(Outcome::Denied)
+            }
+            Admission::Limited(_) => Err(Outcome::Limited),
+        }
+    }
+
     /// The client that was named, and the address that it connected to.
     fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         match self.origin {
@@ -90,23 +109,17 @@ impl Connection {
             }
         };
         cells.proxy_headers.at(header.version).add(1);
-        let mut arrival = Box::new(Arrival { origin: header.origin, rule: None });
-        let verdict = match arrival.addresses() {
-            Some((client, _)) => frontend.judge(client.ip(), self.local.index).map(Some),
-            None => Ok(None),
-        };
-        let denied = verdict.as_ref().err().copied();
-        arrival.rule = verdict.unwrap_or_default();
-        self.notes.borrow_mut().arrival = Some(arrival);
-        match denied {
-            Some(outcome) => {
-                if frontend.firewall.deny_action == DenyAction::Reset {
-                    socket.reset_on_close();
-                }
-                Err(outcome)
-            }
+        let mut arrival = Box::new(Arrival { origin: header.origin, rule: None, place: None });
+        let admitted = match arrival.addresses() {
+            Some((client, _)) => arrival.admit(Admission::of(client.ip(), frontend, self.local.index)),
             None => Ok(()),
+        };
+        self.notes.borrow_mut().arrival = Some(arrival);
+        if admitted == Err(Outcome::Limited) || admitted.is_err() && frontend.firewall.deny_action == DenyAction::Reset
+        {
+            socket.reset_on_close();
         }
+        admitted
     }
 
     /// What a backend is told of the client before anything else; nothing by most pools.

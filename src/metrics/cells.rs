@@ -14,6 +14,7 @@ use super::{
         AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
         Transition,
     },
+    sources::{BanKind, LimitReason},
 };
 use crate::{
     config::TlsVersion,
@@ -58,6 +59,12 @@ pub struct ListenerCells {
     /// Bytes to clients, plaintext side.
     pub sent_bytes: Counter,
     pub accept_errors: Family<AcceptError, { AcceptError::ALL.len() }>,
+    /// Clients turned away for what their source does.
+    pub limited: Family<LimitReason, { LimitReason::ALL.len() }>,
+    /// Idle sources forgotten to make room for one of its clients.
+    pub limits_evictions: Counter,
+    /// Clients that no limit counts, because there was no room for their source.
+    pub limits_uncounted: Counter,
     /// Accept to close.
     pub duration: Histogram<14>,
     tls_handshakes: [Family<Resumption, { Resumption::ALL.len() }>; TlsVersion::ALL.len()],
@@ -115,6 +122,12 @@ pub struct BackendCells {
 pub struct CheckCells {
     pub checks: Family<CheckResult, { CheckResult::ALL.len() }>,
     pub transitions: Family<Transition, { Transition::ALL.len() }>,
+}
+
+/// What the control thread counts of bans; there is one block of it.
+#[derive(Debug, Default)]
+pub struct BanCells {
+    pub bans: Family<BanKind, { BanKind::ALL.len() }>,
 }
 
 /// The connections of a listener at one moment: `accepted` is always `closed` and `live` together.
@@ -247,6 +260,9 @@ impl Default for ListenerCells {
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             accept_errors: Family::default(),
+            limited: Family::default(),
+            limits_evictions: Counter::default(),
+            limits_uncounted: Counter::default(),
             duration: Histogram::new(&CONNECTION_BOUNDS),
             tls_handshakes: array::from_fn(|_| Family::default()),
             tls_failures: Family::default(),

@@ -12,14 +12,15 @@ mod panics;
 mod proxy;
 pub mod registry;
 mod render;
+mod sources;
 mod totals;
 
 pub use cells::{
-    BackendCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
+    BackendCells, BanCells, CheckCells, Counter, Family, Level, ListenerCells, Padded, PerWorker, PoolCells, RuleCells,
     WorkerCells,
 };
 pub use exposition::Format;
-pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges};
+pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, SourceGauges};
 pub use histogram::{Histogram, Snapshot};
 pub use labels::{
     AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
@@ -28,4 +29,5 @@ pub use labels::{
 pub use panics::count_panic;
 pub use registry::{Generation, Registry, Reloads};
 pub use render::render;
+pub use sources::{BanKind, LimitReason};
 pub use totals::Totals;

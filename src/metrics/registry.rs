@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    cells::{BackendCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{BackendCells, BanCells, CheckCells, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
     labels::{Label, RuleAction},
     panics::panics,
 };
@@ -25,6 +25,8 @@ pub struct Registry {
     pub(super) backends: Named<(String, String), BackendCells>,
     /// By pool and backend; the control thread alone writes them.
     pub(super) checks: Named<(String, String), CheckCells>,
+    /// The control thread alone writes them.
+    bans: PerWorker<BanCells>,
     log_records_dropped: Arc<AtomicU64>,
     reloads: Mutex<Reloads>,
     generations: Arc<AtomicU64>,
@@ -71,6 +73,7 @@ impl Registry {
             pools: Named::new(workers),
             backends: Named::new(workers),
             checks: Named::new(1),
+            bans: PerWorker::new(1),
             log_records_dropped: Arc::default(),
             reloads: Mutex::new(Reloads { applied: 0, refused: 0, last_successful: true }),
             generations: Arc::default(),
@@ -109,6 +112,10 @@ impl Registry {
     /// The cells of a backend's checks, for the control thread.
     pub fn checks(&self, pool: &str, backend: &str) -> Arc<PerWorker<CheckCells>> {
         self.checks.cells((pool.to_owned(), backend.to_owned()))
+    }
+
+    pub fn bans(&self) -> &PerWorker<BanCells> {
+        &self.bans
     }
 
     /// Drops the cells that nobody holds any more, and their series with them: for after a reload, and after each scrape,

@@ -17,6 +17,7 @@ use super::{
         Transition,
     },
     registry::Registry,
+    sources::{BanKind, LimitReason},
 };
 use crate::{
     config::TlsVersion,
@@ -46,13 +47,17 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
     ("sluicegate_accept_errors_total", "Failed accepts."),
     ("sluicegate_connections_closed_total", "Ended connections, by how they ended."),
     ("sluicegate_firewall_connections_total", "Connections by the firewall rule that decided, or would have."),
+    ("sluicegate_limited_connections_total", "Clients turned away for what their source does."),
+    ("sluicegate_limits_evictions_total", "Idle sources forgotten to make room for another one."),
+    ("sluicegate_limits_uncounted_total", "Clients that no limit counts, for want of room for their source."),
+    ("sluicegate_bans_total", "Bans made."),
     ("sluicegate_tls_handshakes_total", "Completed TLS handshakes with clients."),
     ("sluicegate_tls_handshake_failures_total", "TLS handshakes with clients that were not completed."),
     ("sluicegate_proxy_headers_total", "PROXY headers from balancers in front of this one."),
@@ -73,12 +78,14 @@ const COUNTERS: [(&str, &str); 20] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 16] = [
+const GAUGES: [(&str, &str); 18] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
     ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
     ("sluicegate_proxy_headers_in_progress", "PROXY headers that are not complete yet."),
+    ("sluicegate_limits_sources", "Sources of clients that the limits know."),
+    ("sluicegate_bans", "Bans in force."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
     ("sluicegate_worker_connections", "Live client connections, by the worker that serves them."),
@@ -130,6 +137,14 @@ fn listeners(registry: &Registry, to: &mut Exposition) {
             let failures = cells.sum(|cells| cells.tls_failures.at(*reason).value());
             to.sample("sluicegate_tls_handshake_failures_total", &[listener, ("reason", reason.as_str())], failures);
         }
+        for reason in LimitReason::ALL {
+            let limited = cells.sum(|cells| cells.limited.at(*reason).value());
+            to.sample("sluicegate_limited_connections_total", &[listener, ("reason", reason.as_str())], limited);
+        }
+        let (evicted, uncounted) =
+            (cells.sum(|cells| cells.limits_evictions.value()), cells.sum(|cells| cells.limits_uncounted.value()));
+        to.sample("sluicegate_limits_evictions_total", &[listener], evicted);
+        to.sample("sluicegate_limits_uncounted_total", &[listener], uncounted);
         let in_progress = cells.sum(|cells| cells.tls_in_progress.value());
         to.sample("sluicegate_tls_handshakes_in_progress", &[listener], in_progress);
         for version in TlsVersion::ALL {
@@ -161,6 +176,10 @@ fn firewall(registry: &Registry, to: &mut Exposition) {
         let labels = [("rule", rule.as_str()), ("action", action.as_str())];
         let connections = cells.sum(|cells| cells.connections.value());
         to.sample("sluicegate_firewall_connections_total", &labels, connections);
+    }
+    for kind in BanKind::ALL {
+        let bans = registry.bans().sum(|cells| cells.bans.at(*kind).value());
+        to.sample("sluicegate_bans_total", &[("kind", kind.as_str())], bans);
     }
 }
 
@@ -253,6 +272,12 @@ fn set(gauges: &Gauges, to: &mut Exposition) {
     for certificate in &gauges.certificates {
         let labels = [("certificate", certificate.name.as_str())];
         to.sample("sluicegate_tls_certificate_not_after_timestamp_seconds", &labels, certificate.not_after);
+    }
+    if let Some(known) = gauges.sources {
+        to.sample("sluicegate_limits_sources", &[], known.sources);
+        for (kind, bans) in [(BanKind::Manual, known.manual), (BanKind::Automatic, known.automatic)] {
+            to.sample("sluicegate_bans", &[("kind", kind.as_str())], bans);
+        }
     }
     for rule in &gauges.firewall {
         for (family, prefixes) in [("v4", rule.v4), ("v6", rule.v6)] {

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cells::{BackendCells, CheckCells, Counter, Family, ListenerCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{
+        BackendCells, BanCells, CheckCells, Counter, Family, ListenerCells, PerWorker, PoolCells, RuleCells,
+        WorkerCells,
+    },
     histogram::{Histogram, Sum},
     labels::{Direction, Label, RelayPath, Resumption, RuleAction},
     registry::{Named, Registry},
@@ -53,6 +56,7 @@ impl Registry {
     /// What was counted up to now, here and in the processes before.
     pub fn totals(&self) -> Totals {
         let mut house = summed(self.workers());
+        house.extend(summed(self.bans()));
         let reloads = self.reloads();
         for (name, value) in [
             (DROPPED, self.records_dropped()),
@@ -82,6 +86,7 @@ impl Registry {
         let house = |name: &str| totals.house.get(name).copied().unwrap_or_default();
         self.set_before(house(DROPPED), (house(APPLIED), house(REFUSED)), house(PANICS));
         raise(self.workers().before(), &totals.house);
+        raise(self.bans().before(), &totals.house);
         for (name, numbers) in &totals.listeners {
             raise_known(&self.listeners, name, numbers);
         }
@@ -184,6 +189,9 @@ impl Cells for ListenerCells {
         family("tls_failures", &self.tls_failures, visit);
         family("proxy_headers", &self.proxy_headers, visit);
         family("proxy_failures", &self.proxy_failures, visit);
+        family("limited", &self.limited, visit);
+        visit("limits_evictions".to_owned(), Cell::Counter(&self.limits_evictions));
+        visit("limits_uncounted".to_owned(), Cell::Counter(&self.limits_uncounted));
         for version in TlsVersion::ALL {
             for resumption in Resumption::ALL {
                 let name = format!("tls_handshakes {} {}", version.as_str(), resumption.as_str());
@@ -210,6 +218,12 @@ impl Cells for WorkerCells {
             }
         }
         family("fallbacks", &self.fallbacks, visit);
+    }
+}
+
+impl Cells for BanCells {
+    fn each<'c>(&'c self, visit: &mut dyn FnMut(String, Cell<'c>)) {
+        family("bans", &self.bans, visit);
     }
 }
 

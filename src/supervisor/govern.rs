@@ -30,6 +30,7 @@ use crate::{
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
     service,
     upgrade::{Launch, Successor},
+    warden::Warden,
 };
 
 /// What it has in hand.
@@ -51,6 +52,7 @@ pub(super) struct Governor {
     pub(super) registry: Arc<Registry>,
     pub(super) crew: Arc<Crew>,
     pub(super) admin: Arc<admin::State>,
+    pub(super) warden: Arc<Warden>,
     pub(super) doors: Doors,
     pub(super) launch: Result<Launch, String>,
     /// Who has taken the place of this process.

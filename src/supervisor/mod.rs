@@ -36,13 +36,16 @@ use crate::{
     doors::{self, Doors},
     expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
+    ledger::Ledger,
     load::Loaded,
     metrics::{Registry, render},
+    offence::{self, Culprits},
     ports::{self, Passed, Port},
     running::{Counter, Live, Running},
     service,
     site::Site,
     upgrade::{Inheritance, Launch},
+    warden::{self, Warden},
     watch::watch,
 };
 use govern::{Desk, Governor};
@@ -118,12 +121,11 @@ pub async fn start(
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
-    let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
+    let (site, culprits) = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
     let (ports, passed, doors) = open(config, sockets, options.usual_socket.as_deref(), heir.as_mut())?;
     let (template, log) = template(config, &options, &registry)?;
-    let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
-    let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    let (crew, inboxes) = crew(&limits, &registry);
     let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
     let started = config.clone();
     let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
@@ -135,7 +137,8 @@ pub async fn start(
     wait_for(first).await;
     let (counter, orders) = Counter::new();
     let (upgrade, upgrades) = mpsc::channel(1);
-    let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
+    let warden = Arc::new(Warden::new(&live, &registry));
+    let control = Arc::new(Control::new(&admin, &crew, &live, &warden, (counter.clone(), upgrade)));
     admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
     let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
@@ -143,7 +146,7 @@ pub async fn start(
     admin.ready.store(true, Ordering::Relaxed);
     admin.doors.send_replace(admin::Doors::Open);
     let predecessor = begin_to_serve(before, &registry).await?;
-    let watching = watching(&live, (&crew, &admin), &counter, options.read_at);
+    let watching = watching(&live, (&crew, &admin), (&warden, culprits), &counter, options.read_at);
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
@@ -158,12 +161,12 @@ pub async fn start(
         registry: Arc::clone(&registry),
         crew,
         admin: Arc::clone(&admin),
+        warden,
         doors,
         launch: Launch::of_this_process().map_err(|error| error.to_string()),
         successor: None,
     };
     let governing = tokio::spawn(governor.govern(Desk { orders, upgrades, replaced, retired }));
-    let servants = Servants { admin: admin_tasks, watching, predecessor };
     Ok(Gate {
         limits,
         admin_address,
@@ -175,25 +178,34 @@ pub async fn start(
         workers,
         admin,
         registry,
-        servants,
+        servants: Servants { admin: admin_tasks, watching, predecessor },
         log,
     })
 }
 
-/// The site of a process that begins, with what is known already.
+/// The site of a process that begins, with what is known already, and where those come out who are to be banned.
 fn build(
     loaded: &Loaded,
     limits: &Limits,
     provider: &Arc<CryptoProvider>,
     registry: &Registry,
     heir: Option<&Inheritance>,
-) -> Result<Site, Vec<Diagnostic>> {
-    let site = Site::build(loaded, limits.connections, provider, registry, None)
+) -> Result<(Site, Culprits), Vec<Diagnostic>> {
+    let (report, culprits) = offence::line();
+    let ledger = Ledger::new(report);
+    let site = Site::build(loaded, limits.connections, provider, registry, &ledger, None)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
-    if let Some(heir) = heir {
-        heir.recall(&site);
+    // What the process before has in force is newer than what any file says.
+    if heir.is_none_or(|heir| !heir.recall(&site)) {
+        warden::recall(&site.ledger.bans, loaded.bans.clone());
     }
-    Ok(site)
+    Ok((site, culprits))
+}
+
+/// The workers to come, and where each will hear what it is told.
+fn crew(limits: &Limits, registry: &Arc<Registry>) -> (Arc<Crew>, Vec<crew::Inbox>) {
+    let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    (Arc::new(Crew::new(handles, Arc::clone(registry))), inboxes)
 }
 
 /// What every worker gets, and the access log's writer.
@@ -248,10 +260,13 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> adm
 fn watching(
     live: &Arc<Live>,
     (crew, admin): (&Arc<Crew>, &Arc<admin::State>),
+    (warden, culprits): (&Arc<Warden>, Culprits),
     counter: &Counter,
     read_at: SystemTime,
 ) -> Vec<Task<()>> {
+    let warden = Arc::clone(warden);
     vec![
+        tokio::spawn(async move { warden.watch(culprits).await }),
         tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
         tokio::spawn(expiry::watch(Arc::clone(live))),
         tokio::spawn(watch(Arc::clone(live), counter.clone(), read_at)),

@@ -22,7 +22,7 @@ use crate::support::{
 };
 
 /// A namespace with one network to this host; gone when dropped.
-struct Namespace {
+pub struct Namespace {
     ip: PathBuf,
     nft: PathBuf,
     name: String,
@@ -32,7 +32,7 @@ struct Namespace {
 
 impl Namespace {
     /// `None`, with the reason, where this is not allowed.
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (ip, nft) = (programs::require("ip")?, programs::require("nft")?);
         let (id, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -64,13 +64,21 @@ impl Namespace {
     }
 
     /// Does something in it; so do the threads and processes that this starts.
-    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let entrance = File::open(Path::new("/run/netns").join(&self.name)).unwrap();
         let inside = move || {
             move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             work()
         };
         std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Makes every address of a network one of its own.
+    #[track_caller]
+    pub fn own(&self, network: &str) {
+        let arguments = ["-n", &self.name, "route", "add", "local", network, "dev", "lo"];
+        let done = programs::run(&self.ip, &arguments, Path::new("/"), b"");
+        assert!(done.success, "{}", done.stderr);
     }
 
     /// Rules of its packet filter.

@@ -17,8 +17,9 @@ use super::{
     tls::{Tls, tls},
 };
 use crate::{
+    cidr::Cidr,
     config::{
-        Auto, Config, Listener,
+        Auto, Config, Listener, ListenerLimits,
         places::{Places, Spot},
     },
     firewall::Action,
@@ -49,6 +50,7 @@ pub(super) struct AtListener {
 #[derive(Debug, Serialize)]
 pub(super) struct Admitted {
     pub(super) limits: Limits,
+    pub(super) sources: Sources,
     /// `None`: plain TCP.
     pub(super) tls: Option<Tls>,
     pub(super) pool: Pool,
@@ -60,6 +62,23 @@ pub(super) struct Admitted {
 pub(super) struct Limits {
     pub(super) process: Fact<Option<usize>>,
     pub(super) listener: Fact<Option<usize>>,
+}
+
+/// What the source of the client may do here.
+#[derive(Debug, Serialize)]
+pub(super) struct Sources {
+    /// The network that counts as one source.
+    pub(super) source: String,
+    /// Only at this listener; otherwise at every listener without limits of its own together.
+    pub(super) own: bool,
+    /// `None`: as many as come.
+    pub(super) connections: Option<Fact<u32>>,
+    pub(super) new_per_second: Option<Fact<u32>>,
+    pub(super) burst: Option<Fact<u32>>,
+    /// The network that no limit is for, if the client is in one.
+    pub(super) exempt: Option<Fact<String>>,
+    /// Where limits are switched off for this listener.
+    pub(super) off: Option<Fact<bool>>,
 }
 
 /// In seconds.
@@ -177,6 +196,7 @@ fn admit(question: &Question<'_>, listener: &Listener, materials: &Materials) ->
             process: question.fact(process, &[global.key("max_connections")]),
             listener: question.fact(most, &[own.key("max_connections")]),
         },
+        sources: sources(question, listener),
         tls: listener.tls.as_ref().map(|config| tls(question, listener, config, &materials.certificates)),
         pool: pool(question, listener, pool_config),
         timeouts: Timeouts {
@@ -188,6 +208,34 @@ fn admit(question: &Question<'_>, listener: &Listener, materials: &Materials) ->
             max_age: of_listener("max_age", timeouts.max_age),
         },
     })
+}
+
+fn sources(question: &Question<'_>, listener: &Listener) -> Sources {
+    let own = question.places.key("listener").key(&listener.name).key("limits");
+    let shared = question.places.key("firewall").key("limits");
+    let (limits, off) = match &listener.limits {
+        ListenerLimits::Own(limits) => (limits, None),
+        ListenerLimits::Shared => (&question.config.firewall.limits, None),
+        ListenerLimits::Off => (&question.config.firewall.limits, Some(question.fact(true, &[own]))),
+    };
+    let is_limited = off.is_none();
+    let fact = |key, value| question.fact(value, &[own.key(key), shared.key(key)]);
+    let rate = limits.rate.filter(|_| is_limited);
+    let network = Cidr::truncated(question.client, limits.prefixes.prefix_of(question.client));
+    let exempt = limits.exempt.iter().enumerate().find(|(_, network)| network.contains(question.client));
+    let exempt = exempt.filter(|_| is_limited && (limits.connections.is_some() || rate.is_some()));
+    Sources {
+        source: network.map_or_else(|_| question.client.to_string(), |(network, _)| network.to_string()),
+        own: matches!(listener.limits, ListenerLimits::Own(_)),
+        connections: limits.connections.filter(|_| is_limited).map(|most| fact("connections", most.get())),
+        new_per_second: rate.map(|rate| fact("new_per_second", rate.new_per_second.get())),
+        burst: rate.map(|rate| fact("burst", rate.burst.get())),
+        exempt: exempt.map(|(index, network)| {
+            let written = [own.key("exempt"), shared.key("exempt")].into_iter().find(|spot| spot.line().is_some());
+            question.fact(network.to_string(), &written.map(|list| list.at(index)).into_iter().collect::<Vec<_>>())
+        }),
+        off,
+    }
 }
 
 /// The nearest one that is written holds.

@@ -39,7 +39,8 @@ pub(super) struct Backend {
     pub(super) max_connections: Option<u32>,
 }
 
-const UNKNOWN: &str = "health, load and changes by hand are known to the running process: `sluicegate status`";
+const UNKNOWN: &str =
+    "health, load, changes by hand and bans are known to the running process: `sluicegate status`, `sluicegate bans`";
 
 pub(super) fn pool(question: &Question<'_>, listener: &Listener, config: &config::Pool) -> Pool {
     let written = question.places.key("pool").key(&config.name);

@@ -6,7 +6,7 @@ use jiff::fmt::friendly::SpanPrinter;
 
 use super::{
     super::table::columns,
-    facts::{Admitted, AtListener, Explained, Fact, Limits, Place, Seconds, Timeouts},
+    facts::{Admitted, AtListener, Explained, Fact, Limits, Place, Seconds, Sources, Timeouts},
     firewall::Firewall,
     pool::{Backend, Pool},
     proxy::Proxy,
@@ -40,8 +40,9 @@ fn at_listener(explained: &Explained, at: &AtListener) -> String {
     judged(at, &mut rows);
     match &at.admitted {
         Some(admitted) => {
-            let Admitted { limits: most, tls: policy, pool: to, timeouts: times } = admitted;
+            let Admitted { limits: most, sources: of_source, tls: policy, pool: to, timeouts: times } = admitted;
             limits(most, &mut rows);
+            sources(of_source, &mut rows);
             if let Some(policy) = policy {
                 tls(policy, explained.sni.as_deref(), &mut rows);
             }
@@ -147,6 +148,28 @@ fn limits(limits: &Limits, rows: &mut Vec<Row>) {
     rows.push(fact("connections", format!("of the process: {process}"), &limits.process));
     let listener = words(limits.listener.value, "as many as the process");
     rows.push(fact("connections", format!("of the listener: {listener}"), &limits.listener));
+}
+
+fn sources(sources: &Sources, rows: &mut Vec<Row>) {
+    let Sources { source, own, connections, new_per_second, burst, exempt, off } = sources;
+    if let Some(off) = off {
+        rows.push(fact("limits", "of its source: switched off for this listener".to_owned(), off));
+    } else if let Some(exempt) = exempt {
+        rows.push(fact("limits", format!("of its source: none, {} is exempt", exempt.value), exempt));
+    } else {
+        let whole = if *own { "at this listener" } else { "at all listeners without limits of their own" };
+        if let Some(most) = connections {
+            rows.push(fact("limits", format!("of {source}: {} connections {whole}", most.value), most));
+        }
+        if let Some((rate, burst)) = new_per_second.as_ref().zip(burst.as_ref()) {
+            let words = format!("of {source}: {} new per second {whole}", rate.value);
+            rows.push(fact("limits", words, rate));
+            rows.push(fact("limits", format!("and {} at once after a pause", burst.value), burst));
+        }
+        if connections.is_none() && new_per_second.is_none() {
+            rows.push(row("limits", "of its source: none"));
+        }
+    }
 }
 
 fn tls(tls: &Tls, sni: Option<&str>, rows: &mut Vec<Row>) {
