@@ -85,8 +85,10 @@ fn p3_s14_slow_headers_cost_only_themselves_and_end_at_the_deadline() {
          without {control:?}; the last gone {gone:?} after the first came, {limit:?} are given",
         held / count as u64
     );
-    // In a short run on a busy machine one percent are a few, and the crowd's own thread takes its share.
-    let allowed = if full() { control.mul_f64(1.1) } else { control * 3 + Duration::from_millis(20) };
+    // In a short run on a busy machine one percent are a few, and the crowd's own thread takes its share; a tenth of what is
+    // below a millisecond is too little to tell anything.
+    let allowed =
+        if full() { control.mul_f64(1.1) + Duration::from_millis(1) } else { control * 3 + Duration::from_millis(20) };
     assert!(beside <= patient(allowed), "{beside:?} beside, {control:?} without");
     assert!(gone <= patient(limit + Duration::from_secs(2)), "{gone:?}");
     let metrics = gate.wait_outcome("bad_proxy_header", count as u64);

@@ -1,6 +1,7 @@
 //! What backends are told, captured at the backend and read by an implementation that is not ours.
 
 use std::{
+    fmt::Write as _,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -77,7 +78,12 @@ for line in sys.stdin:
 
 /// What these are, as an independent reader sees it.
 fn read(python: &Path, captured: &[Vec<u8>]) -> Vec<Value> {
-    let hex = |bytes: &Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |bytes: &Vec<u8>| {
+        bytes.iter().fold(String::new(), |mut digits, byte| {
+            write!(digits, "{byte:02x}").unwrap();
+            digits
+        })
+    };
     let input: Vec<_> = captured.iter().map(hex).collect();
     let output = programs::run(python, &["-c", PYTHON], Path::new("/"), (input.join("\n") + "\n").as_bytes());
     assert!(output.success, "{}", output.stderr);
@@ -94,8 +100,11 @@ fn pair(address: &str) -> Value {
     serde_json::json!([address.ip().to_string(), address.port()])
 }
 
+/// A listener, the header that comes in, and what goes out: family, client, destination.
+type Case = (&'static str, Vec<u8>, Option<(&'static str, &'static str, &'static str)>);
+
 /// What comes in, and which addresses go out; `None`: those of the socket.
-fn cases() -> Vec<(&'static str, Vec<u8>, Option<(&'static str, &'static str, &'static str)>)> {
+fn cases() -> Vec<Case> {
     let [source, to] =
         ["[::ffff:192.0.2.1]:1", "[2001:db8::2]:2"].map(|address| address.parse::<SocketAddr>().unwrap());
     let v2 = |source: &str, to: &str| encode::v2(source.parse().unwrap(), to.parse().unwrap(), None);
@@ -263,7 +272,7 @@ fn p9_what_one_gate_sends_the_next_one_understands() {
         let mut stream = connect_from(client, first.address("tcp"));
         let own = stream.local_addr().unwrap().to_string();
         stream.read_exact(&mut [0; 5]).unwrap();
-        exchange(&mut stream, &[b'x'; 300_000]);
+        exchange(&mut stream, &vec![b'x'; 300_000]);
         drop(stream);
         let record = second.wait_records(1).pop().unwrap();
         assert_eq!(word(&record, "client"), own, "{record}");

@@ -34,12 +34,12 @@ impl Peer {
     fn haproxy(ports: usize, configuration: impl Fn(&[SocketAddr]) -> String) -> Option<Self> {
         let program = programs::require("haproxy")?;
         let defaults = "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n";
-        Self::start(ports, |directory, ports| {
+        Some(Self::start(ports, |directory, ports| {
             std::fs::write(directory.join("c"), format!("{defaults}{}", configuration(ports))).unwrap();
             let mut command = Command::new(&program);
             command.args(["-db", "-f", "c"]);
             command
-        })
+        }))
     }
 
     /// nginx with what stands beside `events`. `None` when it or its stream module is not installed.
@@ -50,7 +50,7 @@ impl Peer {
             programs::skip("nginx has no stream module: apt-get install libnginx-mod-stream");
             return None;
         }
-        Self::start(ports, |directory, ports| {
+        Some(Self::start(ports, |directory, ports| {
             let text = format!(
                 "load_module {STREAM};\ndaemon off;\nmaster_process off;\npid nginx.pid;\nevents {{}}\n{}",
                 configuration(ports)
@@ -59,10 +59,10 @@ impl Peer {
             let mut command = Command::new(&program);
             command.args(["-e", "error.log", "-p"]).arg(directory).args(["-c", "c"]);
             command
-        })
+        }))
     }
 
-    fn start(count: usize, command: impl Fn(&Path, &[SocketAddr]) -> Command) -> Option<Self> {
+    fn start(count: usize, command: impl Fn(&Path, &[SocketAddr]) -> Command) -> Self {
         // A port may be taken by others meanwhile.
         let started = (0..5).find_map(|_| {
             let directory = TempDir::new().unwrap();
@@ -83,7 +83,7 @@ impl Peer {
             }
             Some(Self { child, _directory: directory, ports })
         });
-        Some(started.expect("a program on free ports"))
+        started.expect("a program on free ports")
     }
 }
 
