@@ -123,7 +123,10 @@ fn f5_a_client_at_the_limit_of_its_source_costs_at_most_three_calls() {
     let gate = gate(&backend, "[firewall.limits]\nconnections = 1\n");
     let mut held = client::connect(gate.address("tcp"));
     held.read_exact(&mut [0; 2]).unwrap();
-    let connection = || assert!(client::connect(gate.address("tcp")).read(&mut [0]).is_err());
+    let connection = || {
+        let stream = client::try_connect_from([127, 0, 0, 1].into(), gate.address("tcp"));
+        assert!(stream.is_none_or(|mut stream| stream.read(&mut [0]).is_err()));
+    };
     let Some(calls) = counted(&gate, UNITS, connection) else { return };
     println!("limited client: {}", calls.per(UNITS));
     // An accept that finds nobody belongs to the wait for the next client.

@@ -91,7 +91,7 @@ fn many_culprits_at_once_hold_nobody_up() {
     for number in 0..CULPRITS {
         let [high, low] = number.to_be_bytes();
         for _ in 0..4 {
-            drop(connect_from([127, 9, high, low].into(), gate.address("tcp")));
+            drop(client::try_connect_from([127, 9, high, low].into(), gate.address("tcp")));
         }
     }
     gate.wait_metrics("most of them", |m| bans(m, "automatic") > u64::from(CULPRITS) * 9 / 10);

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::{
     Backend, Gate, LATE, Metrics, Process,
-    client::{self, connect_from},
+    client::{self, try_connect_from},
     gate::{Plan, pool, tcp},
     process::Ended,
     tags::End,
@@ -37,7 +37,10 @@ fn source(last: u8) -> IpAddr {
 fn open(from: IpAddr, to: SocketAddr, count: usize) -> (Vec<TcpStream>, usize) {
     let (mut served, mut reset) = (Vec::new(), 0);
     for _ in 0..count {
-        let mut stream = connect_from(from, to);
+        let Some(mut stream) = try_connect_from(from, to) else {
+            reset += 1;
+            continue;
+        };
         match stream.read_exact(&mut [0; 2]) {
             Ok(()) => served.push(stream),
             Err(error) => {
@@ -52,7 +55,7 @@ fn open(from: IpAddr, to: SocketAddr, count: usize) -> (Vec<TcpStream>, usize) {
 /// Whether a client of this source is served. Who is banned gets no byte and a close.
 #[track_caller]
 fn is_served(from: IpAddr, to: SocketAddr) -> bool {
-    let mut stream = connect_from(from, to);
+    let Some(mut stream) = try_connect_from(from, to) else { return false };
     match stream.read_exact(&mut [0; 2]) {
         Ok(()) => true,
         Err(error) => {
