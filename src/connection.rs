@@ -6,6 +6,7 @@
 //! other, each in its own cells, and only sums are shown.
 
 mod arrival;
+mod ends;
 mod search;
 mod sight;
 
@@ -28,7 +29,7 @@ use crate::{
     alarm::Alarm,
     bans::Offence,
     config::DenyAction,
-    drain::{Reason, Watcher},
+    drain::Watcher,
     frontend::{Frontend, Place},
     limits::SourcePlace,
     local::{Local, Served},
@@ -335,47 +336,6 @@ impl Drop for Ending<'_> {
             local.log(|| self.connection.record(outcome, total));
         }
         frontend.cells.at(local.index).close(outcome, total);
-    }
-}
-
-impl From<End> for Outcome {
-    fn from(end: End) -> Self {
-        match end {
-            End::ClientClosed | End::ClientTruncated => Self::ClientClosed,
-            End::BackendClosed => Self::BackendClosed,
-            End::ClientReset => Self::ClientReset,
-            End::BackendReset => Self::BackendReset,
-            End::TlsError => Self::TlsError,
-            End::IdleTimeout => Self::IdleTimeout,
-            End::HalfClosedTimeout => Self::HalfClosedTimeout,
-            End::MaxAge => Self::MaxAge,
-            End::Drained => Self::Drained,
-            End::Killed => Self::Killed,
-            End::BackendDown => Self::BackendDown,
-        }
-    }
-}
-
-impl From<Reason> for Outcome {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::Drained => Self::Drained,
-            Reason::BackendDown => Self::BackendDown,
-            Reason::Killed => Self::Killed,
-        }
-    }
-}
-
-impl From<HandshakeFailure> for Outcome {
-    fn from(failure: HandshakeFailure) -> Self {
-        match failure {
-            HandshakeFailure::Timeout => Self::HandshakeTimeout,
-            HandshakeFailure::TlsError => Self::TlsError,
-            HandshakeFailure::NotTls | HandshakeFailure::NotTlsHttp => Self::NotTls,
-            HandshakeFailure::UnknownSni => Self::UnknownSni,
-            HandshakeFailure::NoSharedAlpn => Self::NoSharedAlpn,
-            HandshakeFailure::ClientClosed => Self::ClientClosed,
-        }
     }
 }
 
