@@ -5,6 +5,8 @@
 //! Between the two a client may change to another worker: it is counted as accepted by the one and as closed by the
 //! other, each in its own cells, and only sums are shown.
 
+mod arrival;
+mod ends;
 mod rejected;
 mod search;
 mod sight;
@@ -20,16 +22,21 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use arrival::Arrival;
+
 use crate::{
     access_log::{Record, Seconds, TlsDetails},
+    admission::Admission,
     alarm::Alarm,
+    bans::Offence,
     config::DenyAction,
-    drain::{Reason, Watcher},
-    firewall::Action,
+    drain::Watcher,
     frontend::{Frontend, Place},
+    limits::SourcePlace,
     local::{Local, Served},
     metrics::{HandshakeFailure, RelayPath, Resumption},
     outcome::Outcome,
+    proxy_protocol::Failure,
     relay::{self, Client, Control, End, Meter, rustls::RustlsClient, tls::TlsClient},
     sys::{listen::turn_away, socket::Socket},
     tls::{
@@ -43,11 +50,18 @@ pub use rejected::Rejected;
 #[derive(Debug)]
 pub struct Admitted {
     fd: OwnedFd,
-    client: SocketAddr,
+    peer: SocketAddr,
     frontend: Arc<Frontend>,
     accepted: Instant,
     rule: Arc<str>,
-    places: [Place; 2],
+    places: Places,
+}
+
+/// What a client takes up under the limits, given back when dropped.
+#[derive(Debug)]
+struct Places {
+    _house: [Place; 2],
+    _source: Option<SourcePlace>,
 }
 
 /// A client that is served by one worker.
@@ -57,10 +71,11 @@ pub struct Connection {
     id: u64,
     frontend: Arc<Frontend>,
     local: Served,
-    client: SocketAddr,
+    /// Who has connected: the client, or a balancer that brings it.
+    peer: SocketAddr,
     accepted: Instant,
     rule: Arc<str>,
-    _places: [Place; 2],
+    _places: Places,
     meter: Meter,
     notes: RefCell<Notes>,
 }
@@ -68,6 +83,8 @@ pub struct Connection {
 /// What is learnt on the way, for the log.
 #[derive(Debug, Default)]
 struct Notes {
+    /// What the PROXY header said, where one is required.
+    arrival: Option<Box<Arrival>>,
     /// Boxed: most of a plain connection's notes would be room for it.
     tls: Option<Box<Agreement>>,
     sni: Option<Box<str>>,
@@ -80,24 +97,28 @@ struct Notes {
     silent: bool,
 }
 
-/// The verdict straight after accept: firewall, then limits. Nothing is read or written; a client that is turned away
-/// costs accept, close and at most one option (traps F5). `worker` is the one that accepted.
-pub fn admit(
-    fd: OwnedFd,
-    client: SocketAddr,
-    frontend: &Arc<Frontend>,
-    worker: usize,
-) -> Result<Admitted, Rejected<'_>> {
+/// The verdict straight after accept: bans, the firewall, limits, and whether it may bring clients where they have to be
+/// brought. Nothing is read or written; who is turned away costs accept, close and at most one option (traps F5). `worker` is
+/// the one that accepted.
+pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: usize) -> Result<Admitted, Rejected<'_>> {
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
-    let (action, rule) = frontend.firewall.judge(client.ip(), worker);
-    let reject = |fd, outcome, reset| {
-        turn_away(fd, reset);
+    let resets = frontend.firewall.deny_action == DenyAction::Reset;
+    let admission = Admission::of(peer.ip(), frontend, worker);
+    let rule = admission.rule();
+    let reject = |fd, outcome, resets| {
+        turn_away(fd, resets);
         cells.close(outcome, Duration::ZERO);
-        Err(Rejected { client, frontend, rule, outcome })
+        Err(Rejected { client: peer, frontend, rule, outcome })
     };
-    if action == Action::Deny {
-        return reject(fd, Outcome::Denied, frontend.firewall.deny_action == DenyAction::Reset);
+    let place = match admission {
+        Admission::Welcome { place, .. } => place,
+        Admission::Denied { .. } => return reject(fd, Outcome::Denied, resets),
+        Admission::Limited { .. } => return reject(fd, Outcome::Limited, true),
+    };
+    if frontend.proxy_protocol.as_ref().is_some_and(|required| !required.trusts(peer.ip())) {
+        cells.proxy_failures.at(Failure::Untrusted).add(1);
+        return reject(fd, Outcome::BadProxyHeader, resets);
     }
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
@@ -105,11 +126,11 @@ pub fn admit(
     };
     Ok(Admitted {
         fd,
-        client,
+        peer,
         frontend: Arc::clone(frontend),
         accepted: Instant::now(),
         rule: Arc::clone(rule),
-        places: [process, listener],
+        places: Places { _house: [process, listener], _source: place },
     })
 }
 
@@ -124,10 +145,10 @@ impl Admitted {
 impl Connection {
     /// Takes a client up as a task of this worker.
     pub fn begin(admitted: Admitted, local: &Rc<Local>) {
-        let Admitted { fd, client, frontend, accepted, rule, places } = admitted;
+        let Admitted { fd, peer, frontend, accepted, rule, places } = admitted;
         let meter = Meter::new(Arc::clone(&frontend.cells), local.index);
         let (id, local, notes) = (local.random(), Served::by(local), RefCell::default());
-        let connection = Self { id, frontend, local, client, accepted, rule, _places: places, meter, notes };
+        let connection = Self { id, frontend, local, peer, accepted, rule, _places: places, meter, notes };
         tokio::task::spawn_local(connection.run(fd));
     }
 
@@ -159,10 +180,11 @@ impl Connection {
         let frontend = &*self.frontend;
         let alarm = self.local.alarms.alarm();
         let socket = Socket::accepted(fd).map_err(|_| self.out_of_resources())?;
-        let client = match &frontend.tls {
-            None => Client::Plain(socket),
+        let client = match (&frontend.proxy_protocol, &frontend.tls) {
+            (None, None) => Client::Plain(socket),
             // Boxed, so that the state of a handshake is gone when the relay begins.
-            Some(_) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (None, Some(_)) => drain.unless_ended(Box::pin(self.shake_hands(socket, &alarm))).await??,
+            (Some(required), _) => drain.unless_ended(Box::pin(self.arrive(socket, required, &alarm))).await??,
         };
         let (_lease, backend) = match drain.unless_ended(Box::pin(self.dial(&client, drain, &alarm))).await {
             Ok(Ok(dialled)) => dialled,
@@ -205,8 +227,25 @@ impl Connection {
                 if !refusal.silent {
                     cells.tls_failures.at(refusal.reason).add(1);
                 }
+                self.note_offence(refusal.reason);
                 Err(refusal.reason.into())
             }
+        }
+    }
+
+    /// Notes a handshake that went wrong by what the client said. Who says nothing, goes away or is slow does nothing that an
+    /// honest client never does; limits are for those.
+    fn note_offence(&self, failure: HandshakeFailure) {
+        let is_offence = match failure {
+            HandshakeFailure::Timeout | HandshakeFailure::ClientClosed => false,
+            HandshakeFailure::TlsError
+            | HandshakeFailure::NotTls
+            | HandshakeFailure::NotTlsHttp
+            | HandshakeFailure::UnknownSni
+            | HandshakeFailure::NoSharedAlpn => true,
+        };
+        if let Some(watch) = self.frontend.watch.as_ref().filter(|_| is_offence) {
+            watch.note(self.client().ip(), Offence::Handshake);
         }
     }
 
@@ -216,8 +255,12 @@ impl Connection {
         Outcome::OutOfResources
     }
 
-    /// Whether nothing was said: a port probe, counted and not logged (traps O8).
-    fn is_a_probe(&self, outcome: Outcome) -> bool {
+    /// Whether it has no record of its own: a client that is turned away and not the first of its source (traps F7), and a
+    /// port probe, which said nothing (O8).
+    fn is_only_counted(&self, outcome: Outcome) -> bool {
+        if matches!(outcome, Outcome::Denied | Outcome::Limited) {
+            return !self.local.reject(self.client().ip(), outcome);
+        }
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
         closed
@@ -226,6 +269,7 @@ impl Connection {
     }
 
     fn record(&self, outcome: Outcome, total: Duration) -> Record {
+        let client = self.client();
         let mut notes = self.notes.borrow_mut();
         let tls = notes.tls.take().map(|tls| *tls);
         let (received_bytes, sent_bytes) = self.meter.received_and_sent();
@@ -238,9 +282,14 @@ impl Connection {
             ts: SystemTime::now(),
             id: self.id,
             listener: Arc::clone(&self.frontend.name),
-            client: self.client,
+            client,
+            peer: (client != self.peer).then_some(self.peer),
             sni: tls.as_ref().map_or(notes.sni.take(), |tls| tls.sni.clone()),
-            rule: Arc::clone(&self.rule),
+            rule: notes
+                .arrival
+                .as_mut()
+                .and_then(|arrival| arrival.rule.take())
+                .unwrap_or_else(|| Arc::clone(&self.rule)),
             pool: Arc::clone(&self.frontend.pool.name),
             backend: notes.backend.take(),
             attempts: notes.attempts,
@@ -282,51 +331,10 @@ impl Drop for Ending<'_> {
             (None, None) => Outcome::Drained,
         };
         let total = accepted.elapsed();
-        if !self.connection.is_a_probe(outcome) {
+        if !self.connection.is_only_counted(outcome) {
             local.log(|| self.connection.record(outcome, total));
         }
         frontend.cells.at(local.index).close(outcome, total);
-    }
-}
-
-impl From<End> for Outcome {
-    fn from(end: End) -> Self {
-        match end {
-            End::ClientClosed | End::ClientTruncated => Self::ClientClosed,
-            End::BackendClosed => Self::BackendClosed,
-            End::ClientReset => Self::ClientReset,
-            End::BackendReset => Self::BackendReset,
-            End::TlsError => Self::TlsError,
-            End::IdleTimeout => Self::IdleTimeout,
-            End::HalfClosedTimeout => Self::HalfClosedTimeout,
-            End::MaxAge => Self::MaxAge,
-            End::Drained => Self::Drained,
-            End::Killed => Self::Killed,
-            End::BackendDown => Self::BackendDown,
-        }
-    }
-}
-
-impl From<Reason> for Outcome {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::Drained => Self::Drained,
-            Reason::BackendDown => Self::BackendDown,
-            Reason::Killed => Self::Killed,
-        }
-    }
-}
-
-impl From<HandshakeFailure> for Outcome {
-    fn from(failure: HandshakeFailure) -> Self {
-        match failure {
-            HandshakeFailure::Timeout => Self::HandshakeTimeout,
-            HandshakeFailure::TlsError => Self::TlsError,
-            HandshakeFailure::NotTls | HandshakeFailure::NotTlsHttp => Self::NotTls,
-            HandshakeFailure::UnknownSni => Self::UnknownSni,
-            HandshakeFailure::NoSharedAlpn => Self::NoSharedAlpn,
-            HandshakeFailure::ClientClosed => Self::ClientClosed,
-        }
     }
 }
 

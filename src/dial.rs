@@ -20,17 +20,39 @@ pub enum DialError {
     Failed(ConnectFailure),
 }
 
-/// Connects `address` within `timeout`, and says how long it took.
-pub async fn connect(address: SocketAddr, timeout: Duration, alarm: &Alarm) -> Result<(Socket, Duration), DialError> {
+/// Connects `address` within `timeout`, and says how long it took. `preface` is said at once, in one piece.
+pub async fn connect(
+    address: SocketAddr,
+    preface: &[u8],
+    timeout: Duration,
+    alarm: &Alarm,
+) -> Result<(Socket, Duration), DialError> {
     let begin = Instant::now();
     let socket = Socket::connecting(address).map_err(|error| reason(&error))?;
     match alarm.within(timeout, poll_fn(|cx| socket.poll_connected(cx))).await {
         Some(Ok(())) if is_local_port(address) && socket.is_connected_to_itself(address) => {
             Err(DialError::Failed(ConnectFailure::Refused))
         }
-        Some(Ok(())) => Ok((socket, begin.elapsed())),
+        Some(Ok(())) => {
+            let took = begin.elapsed();
+            say(&socket, preface).await?;
+            Ok((socket, took))
+        }
         Some(Err(error)) => Err(reason(&error)),
         None => Err(DialError::Failed(ConnectFailure::Timeout)),
+    }
+}
+
+/// A backend that does not even take this is no backend: nothing of the client's was forwarded, so another one may do.
+async fn say(socket: &Socket, preface: &[u8]) -> Result<(), DialError> {
+    if preface.is_empty() {
+        return Ok(());
+    }
+    // A fresh socket has room for far more, so this never waits.
+    match poll_fn(|cx| socket.poll_send(cx, preface)).await {
+        Ok(sent) if sent == preface.len() => Ok(()),
+        Ok(_) => Err(DialError::Failed(ConnectFailure::Other)),
+        Err(error) => Err(reason(&error)),
     }
 }
 

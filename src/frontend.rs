@@ -10,10 +10,14 @@ use std::{
 };
 
 use crate::{
-    config::{self, DenyAction},
+    bans::Bans,
+    config::{self, DenyAction, ListenerLimits},
     firewall::{Action, Table},
+    ledger::Ledger,
+    limits::{SourceLimits, Sources},
     load::Materials,
     metrics::{Generation, ListenerCells, PerWorker, Registry, RuleAction, RuleCells},
+    offence::Watch,
     pool::Pool,
     relay::Timeouts,
     tls::{acceptor::Policy, crowd::Shortage},
@@ -24,9 +28,16 @@ use crate::{
 pub struct Frontend {
     pub name: Arc<str>,
     pub firewall: Firewall,
+    pub bans: Arc<Bans>,
+    /// `None`: its clients may come as they like.
+    pub sources: Option<SourceLimits>,
+    /// `None`: nobody is banned for what he does here.
+    pub watch: Option<Watch>,
     /// The limit of the process, then the listener's.
     pub limits: [Arc<Limit>; 2],
     pub tls: Option<Policy>,
+    /// `None`: clients come themselves.
+    pub proxy_protocol: Option<config::ProxyProtocol>,
     /// The whole handshake.
     pub handshake: Duration,
     pub pool: Arc<Pool>,
@@ -34,6 +45,8 @@ pub struct Frontend {
     pub cells: Arc<PerWorker<ListenerCells>>,
     /// The limit of the listener, from when this policy is in force.
     most: usize,
+    /// Whether nobody else counts by its table of sources.
+    has_own_sources: bool,
     /// What it was built with; alive as long as a connection keeps it.
     _generation: Arc<Generation>,
 }
@@ -45,6 +58,8 @@ pub struct Common<'a> {
     pub process: &'a Arc<Limit>,
     pub registry: &'a Registry,
     pub generation: &'a Arc<Generation>,
+    pub firewall: &'a config::Firewall,
+    pub ledger: &'a Ledger,
 }
 
 /// The rules of one listener with their counters.
@@ -54,6 +69,7 @@ pub struct Firewall {
     /// By the numbers that the table uses.
     rules: Vec<CountedRule>,
     default: CountedRule,
+    ban: CountedRule,
     pub deny_action: DenyAction,
 }
 
@@ -88,11 +104,16 @@ impl Frontend {
         let timeouts = &listener.timeouts;
         let most = listener.max_connections.map_or(usize::MAX, std::num::NonZero::get);
         let own = old.map_or_else(|| Limit::new(most), |old| Arc::clone(&old.limits[1]));
+        let Common { firewall: rules, ledger, .. } = *common;
         Self {
             name: listener.name.as_str().into(),
             firewall,
+            bans: Arc::clone(&ledger.bans),
+            sources: ledger.limits(&listener.limits, rules, old.and_then(Self::own_sources)),
+            watch: ledger.watch(&listener.limits, rules),
             limits: [Arc::clone(common.process), own],
             tls,
+            proxy_protocol: listener.proxy_protocol.clone(),
             handshake: timeouts.handshake,
             pool,
             timeouts: Timeouts {
@@ -102,6 +123,7 @@ impl Frontend {
             },
             cells: common.registry.listener(&listener.name),
             most,
+            has_own_sources: matches!(listener.limits, ListenerLimits::Own(_)),
             _generation: Arc::clone(common.generation),
         }
     }
@@ -110,18 +132,23 @@ impl Frontend {
     pub fn adopt(&self) {
         self.limits[1].set_most(self.most);
     }
+
+    fn own_sources(&self) -> Option<&Arc<Sources>> {
+        self.sources.as_ref().filter(|_| self.has_own_sources).map(SourceLimits::sources)
+    }
 }
 
 impl Frontend {
     /// Whether there are few places left, so that who only takes one up has to make room. `handshakes` are those of all
-    /// workers and all listeners.
+    /// workers and all listeners, with the PROXY headers that are awaited.
     pub fn shortage(&self, handshakes: impl Fn() -> u64) -> Shortage {
         let [process, listener] = &self.limits;
         let share = |limit: &Limit, handshakes| limit.room_for(handshakes) / self.cells.own().count().max(1);
         if process.is_nearly_full() {
             Shortage::OfProcess(share(process, handshakes()))
         } else if listener.is_nearly_full() {
-            Shortage::OfListener(share(listener, self.cells.sum(|cells| cells.tls_in_progress.value())))
+            let awaited = |cells: &ListenerCells| cells.tls_in_progress.value() + cells.proxy_in_progress.value();
+            Shortage::OfListener(share(listener, self.cells.sum(awaited)))
         } else {
             Shortage::None
         }
@@ -148,6 +175,7 @@ impl Firewall {
             table: Arc::clone(&materials.table),
             rules: rules.collect(),
             default: CountedRule { name: "default".into(), cells: registry.rule("default", default) },
+            ban: CountedRule { name: "ban".into(), cells: registry.rule("ban", RuleAction::Deny) },
             deny_action: config.deny_action,
         }
     }
@@ -162,6 +190,14 @@ impl Firewall {
         let decided = verdict.rule.and_then(rule).unwrap_or(&self.default);
         decided.cells.at(worker).connections.add(1);
         (verdict.action, &decided.name)
+    }
+}
+
+impl Firewall {
+    /// Counts a client that is banned, and gives the name that stands for its rule.
+    pub fn count_ban(&self, worker: usize) -> &Arc<str> {
+        self.ban.cells.at(worker).connections.add(1);
+        &self.ban.name
     }
 }
 

@@ -12,11 +12,14 @@ pub mod address;
 pub mod cidr;
 pub mod firewall;
 pub mod balance;
+pub mod proxy_protocol;
 pub mod outcome;
 pub mod threshold;
 pub mod config;
 // floor 1: shared state. Atomics and Arc, still no I/O.
 pub mod metrics;
+pub mod limits;
+pub mod bans;
 pub mod backend;
 pub mod pool;
 // floor 2: the kernel. The only place where unsafe is allowed.
@@ -29,7 +32,10 @@ pub mod relay;
 pub mod dial;
 // floor 4: actors. Each owns a task or a thread.
 pub mod load;
+pub mod offence;
+pub mod ledger;
 pub mod frontend;
+pub mod admission;
 pub mod site;
 pub mod ports;
 pub mod access_log;
@@ -42,6 +48,7 @@ pub mod listener;
 pub mod worker;
 pub mod health;
 pub mod running;
+pub mod warden;
 pub mod offload;
 pub mod expiry;
 pub mod watch;

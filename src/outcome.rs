@@ -20,6 +20,8 @@ pub enum Outcome {
     MaxAge,
     /// The firewall said no.
     Denied,
+    /// Its source has as many connections as it may, or makes them too fast.
+    Limited,
     /// The process or the listener was full.
     MaxConnections,
     /// The handshake was not complete in time.
@@ -32,6 +34,8 @@ pub enum Outcome {
     UnknownSni,
     /// The client offered ALPN protocols and none is ours.
     NoSharedAlpn,
+    /// No good PROXY header, where one is required.
+    BadProxyHeader,
     /// No backend was left to try.
     NoBackend,
     /// Every backend that was tried refused, reset or timed out.
@@ -54,7 +58,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the discriminants: `ALL[o as usize] == o`.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::ClientClosed,
         Self::BackendClosed,
         Self::ClientReset,
@@ -63,12 +67,14 @@ impl Outcome {
         Self::HalfClosedTimeout,
         Self::MaxAge,
         Self::Denied,
+        Self::Limited,
         Self::MaxConnections,
         Self::HandshakeTimeout,
         Self::TlsError,
         Self::NotTls,
         Self::UnknownSni,
         Self::NoSharedAlpn,
+        Self::BadProxyHeader,
         Self::NoBackend,
         Self::ConnectFailed,
         Self::QueueFull,
@@ -92,12 +98,14 @@ impl Outcome {
             Self::HalfClosedTimeout => "half_closed_timeout",
             Self::MaxAge => "max_age",
             Self::Denied => "denied",
+            Self::Limited => "limited",
             Self::MaxConnections => "max_connections",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::TlsError => "tls_error",
             Self::NotTls => "not_tls",
             Self::UnknownSni => "unknown_sni",
             Self::NoSharedAlpn => "no_shared_alpn",
+            Self::BadProxyHeader => "bad_proxy_header",
             Self::NoBackend => "no_backend",
             Self::ConnectFailed => "connect_failed",
             Self::QueueFull => "queue_full",

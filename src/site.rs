@@ -6,12 +6,14 @@ use rustls::crypto::CryptoProvider;
 
 use crate::{
     backend::Health,
+    bans::Counts,
     config::{self, Action},
     frontend::{Common, Firewall, Frontend, Limit},
+    ledger::{self, Ledger},
     load::{Loaded, Materials},
     metrics::{
         BackendGauges, CertificateGauges, Gauges, ListenerGauges, OffloadCells, PerWorker, PoolGauges, PrefixGauges,
-        Registry, RuleCells,
+        Registry, RuleCells, SourceGauges,
     },
     pool::{Mode, Pool},
     sys::clock::{self, Moment},
@@ -25,6 +27,8 @@ pub struct Site {
     pub frontends: Vec<Arc<Frontend>>,
     /// In the order of the pools.
     pub pools: Vec<Arc<Pool>>,
+    /// What is known of sources of clients.
+    pub ledger: Ledger,
     process: Arc<Limit>,
     /// What the limit of the process is to be.
     connections: usize,
@@ -49,13 +53,14 @@ pub struct ServedCertificate {
 }
 
 impl Site {
-    /// Builds it for at most `connections` clients at once. Counters are found by name. What is the same in `old`, the site
-    /// that it is to replace, is taken over; nothing there changes until [`Site::adopt`].
+    /// Builds it for at most `connections` clients at once, with what is known of sources. Counters are found by name. What
+    /// is the same in `old`, the site that it is to replace, is taken over; nothing there changes until [`Site::adopt`].
     pub fn build(
         loaded: &Loaded,
         connections: usize,
         provider: &Arc<CryptoProvider>,
         registry: &Registry,
+        ledger: &Ledger,
         old: Option<&Self>,
     ) -> Result<Self, rustls::Error> {
         let config = &loaded.config;
@@ -68,7 +73,9 @@ impl Site {
         let pools: Vec<_> = config.pools.iter().map(pool).collect();
         let process = old.map_or_else(|| Limit::new(connections), |old| Arc::clone(&old.process));
         let generation = registry.generation();
-        let common = Common { process: &process, registry, generation: &generation };
+        let ledger = ledger.under(config, connections);
+        let (rules, generation) = (&config.firewall, &generation);
+        let common = Common { process: &process, registry, generation, firewall: rules, ledger: &ledger };
         let mut frontends = Vec::new();
         for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {
             let Some(pool) = pools.iter().find(|pool| *pool.name == *listener.pool) else { continue };
@@ -87,6 +94,7 @@ impl Site {
         Ok(Self {
             frontends,
             pools,
+            ledger,
             process,
             connections,
             certificates: certificates(loaded),
@@ -140,12 +148,15 @@ impl Site {
                 up: backend.health() == Health::Up && !backend.is_ejected(now) && !backend.is_draining(),
             })
         });
+        let known = ledger::known(self.frontends.iter().filter_map(|frontend| frontend.sources.as_ref()));
+        let Counts { manual, automatic } = self.ledger.bans.counts(now);
         Gauges {
             listeners: listeners.collect(),
             pools: pools.collect(),
             backends: backends.collect(),
             certificates: self.certificates.clone(),
             firewall: self.prefixes.clone(),
+            sources: Some(SourceGauges { sources: known as u64, manual: manual as u64, automatic: automatic as u64 }),
         }
     }
 

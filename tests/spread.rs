@@ -13,8 +13,10 @@ use sluicegate::{
     config::ZeroCopy,
     connection,
     crew::{self, Command, Crew},
+    ledger::Ledger,
     load::{self, Text},
     metrics::Registry,
+    offence,
     outcome::Outcome,
     site::Site,
     tls::acceptor,
@@ -159,7 +161,7 @@ fn a7_no_client_is_lost_between_two_workers_at_a_stop() {
     let source = Text { path: PathBuf::from("sluicegate.toml"), text: text.to_owned() };
     let loaded = load::load(&source, &provider).unwrap();
     let registry = Arc::new(Registry::new(2));
-    let site = Site::build(&loaded, CLIENTS, &provider, &registry, None).unwrap();
+    let site = Site::build(&loaded, CLIENTS, &provider, &registry, &Ledger::new(offence::line().0), None).unwrap();
     let frontend = &site.frontends[0];
     let (handles, mut inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| crew::channel()).unzip();
     let assignment = Assignment {

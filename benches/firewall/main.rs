@@ -1,5 +1,5 @@
-//! Cost of a verdict at 1,000, 100,000 and 1,000,000 networks, of building the table, of reading a list file, and of a list
-//! in a process that serves. `cargo bench --bench firewall`
+//! Cost of a verdict at 1,000, 100,000 and 1,000,000 networks, of building the table, of reading a list file, of a look at the
+//! limits of a source and at the bans, and of a list in a process that serves. `cargo bench --bench firewall`
 
 #![expect(clippy::cast_possible_truncation, reason = "drawn numbers are cut to size on purpose")]
 
@@ -9,12 +9,20 @@ use std::{
     fmt::Write as _,
     hint::black_box,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use sluicegate::{
+    address::Prefixes,
+    bans::{Ban, Bans},
     cidr::Cidr,
+    config::{ConnectionRate, SourceLimits},
     firewall::{Action, RuleSet, Table, parse_list},
+    limits::{self, Sources},
+    metrics::BanKind,
+    moment::Moment,
 };
 
 const LOOKUPS: usize = 2_000_000;
@@ -38,6 +46,8 @@ fn main() -> anyhow::Result<()> {
     }
     let text = list(1_000_000);
     list_file(&text);
+    limits();
+    bans(100_000);
     process::measure(&text)
 }
 
@@ -126,6 +136,46 @@ fn list_file(text: &str) {
         table.entries(),
         table.heap_bytes() as f64 / networks.max(1) as f64,
     );
+}
+
+/// A connection that comes and goes: a place taken and given back. Every second client is of a source that comes often.
+fn limits() {
+    let config = SourceLimits {
+        connections: NonZeroU32::new(200),
+        rate: Some(ConnectionRate { new_per_second: NonZeroU32::MAX, burst: NonZeroU32::MIN }),
+        exempt: Vec::new(),
+        prefixes: Prefixes::DEFAULT,
+    };
+    let sources = Sources::new(config.prefixes, 1 << 17, [7; 16]);
+    let limits = limits::SourceLimits::new(&config, Arc::clone(&sources));
+    let mut random = Random(3);
+    let client = |n: usize| {
+        let bits = random.low_bits();
+        IpAddr::V4(Ipv4Addr::from_bits(if n.is_multiple_of(2) { bits % 10_000 } else { bits }))
+    };
+    let clients: Vec<IpAddr> = (0..LOOKUPS).map(client).collect();
+    let began = Instant::now();
+    let visit = |(client, n): (&IpAddr, u64)| drop(black_box(limits.take(*client, Duration::from_micros(n))));
+    clients.iter().zip(0..).for_each(visit);
+    let mean = began.elapsed() / LOOKUPS as u32;
+    let (known, bytes) = (sources.known(), sources.heap_bytes());
+    println!("F9: limits: {mean:.1?} for a place taken and given back, {known} sources known, {bytes} bytes");
+}
+
+fn bans(count: u32) {
+    let (bans, now) = (Bans::default(), Moment::from_millis(0));
+    let ban = Ban { kind: BanKind::Manual, reason: String::new(), since: 0, end: Some(Moment::from_millis(9)) };
+    let banned = (0..count).map(|n| (Cidr::from(IpAddr::V4(Ipv4Addr::from_bits(n * 40_000))), ban.clone()));
+    bans.add(banned, now);
+    let began = Instant::now();
+    bans.add([(Cidr::from(IpAddr::V4(Ipv4Addr::LOCALHOST)), ban.clone())], now);
+    let changed = began.elapsed();
+    let mut random = Random(4);
+    let clients: Vec<IpAddr> = (0..LOOKUPS).map(|_| IpAddr::V4(Ipv4Addr::from_bits(random.low_bits()))).collect();
+    let began = Instant::now();
+    black_box(clients.iter().filter(|client| bans.contains(**client, || now)).count());
+    let mean = began.elapsed() / LOOKUPS as u32;
+    println!("F6: {count} bans: {mean:.1?} for a look, {changed:.1?} for one ban more");
 }
 
 /// `SplitMix64`.

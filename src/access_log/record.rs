@@ -27,6 +27,8 @@ pub struct Record {
     pub listener: Arc<str>,
     /// Canonical.
     pub client: SocketAddr,
+    /// Who has connected, if that is another: a balancer that brought the client.
+    pub peer: Option<SocketAddr>,
     /// As the client sent it; cut when it is written.
     pub sni: Option<Box<str>>,
     /// `None`: no handshake was completed.
@@ -82,6 +84,7 @@ impl Record {
             id: Id(self.id),
             listener: &self.listener,
             client: self.client,
+            peer: self.peer,
             sni: self.sni.as_deref().map(cut),
             tls: self.tls.as_ref().map(TlsDetails::json),
             rule: &self.rule,
@@ -100,7 +103,11 @@ impl Record {
     pub(super) fn write_text(&self, output: &mut Vec<u8>) -> io::Result<()> {
         let Self { listener, client, rule, pool, attempts, received_bytes, sent_bytes, .. } = self;
         write!(output, "{} {} {}", self.time()?, Id(self.id), Word(listener))?;
-        write!(output, " client={client} rule={} pool={}", Word(rule), Word(pool))?;
+        write!(output, " client={client}")?;
+        if let Some(peer) = self.peer {
+            write!(output, " peer={peer}")?;
+        }
+        write!(output, " rule={} pool={}", Word(rule), Word(pool))?;
         write!(output, " backend={} attempts={attempts}", Maybe(self.backend.as_deref().map(Word)))?;
         write!(output, " received={received_bytes} sent={sent_bytes}")?;
         write!(output, " path={}", Maybe(self.path.map(Label::as_str)))?;
@@ -146,7 +153,7 @@ impl Seconds {
     }
 }
 
-/// In the order of the contract. Every key is always there: what has no value is null.
+/// In the order of the contract. Every key but `peer` is always there: what has no value is null.
 #[derive(Serialize)]
 struct JsonLine<'a> {
     ts: String,
@@ -154,6 +161,8 @@ struct JsonLine<'a> {
     id: Id,
     listener: &'a str,
     client: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<SocketAddr>,
     sni: Option<&'a str>,
     tls: Option<JsonTls<'a>>,
     rule: &'a str,

@@ -15,6 +15,7 @@ fn record() -> Record {
         id: 0xffff_6f1c_0a9e_2b41,
         listener: "https".into(),
         client: "203.0.113.7:51234".parse().unwrap(),
+        peer: None,
         sni: Some("foobar.com".into()),
         tls: Some(TlsDetails {
             version: TlsVersion::V1_3,
@@ -88,6 +89,18 @@ fn text_says_the_same_in_one_line() {
     );
     assert_eq!(text(&record()), line);
     assert!(text(&bare()).contains("backend=- attempts=1 received=1234 sent=567890 path=- handshake=- queue=0 "));
+}
+
+/// The key is there only when it says something, and the line can be read again.
+#[test]
+fn p6_who_brought_a_client_is_its_peer() {
+    assert!(!json(&record()).contains("peer") && !text(&record()).contains("peer"));
+    let brought = Record { peer: Some("10.0.8.4:999".parse().unwrap()), ..record() };
+    assert!(json(&brought).contains(r#""client":"203.0.113.7:51234","peer":"10.0.8.4:999","sni""#));
+    assert!(text(&brought).contains(" client=203.0.113.7:51234 peer=10.0.8.4:999 rule=default "));
+    for line in [json(&brought), text(&brought)] {
+        assert_eq!(read_line(line.as_bytes()).unwrap().unwrap().client, brought.client);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{config::difference::Difference, drain::inquiry::Sight};
+use crate::{config::difference::Difference, drain::inquiry::Sight, metrics::BanKind};
 
 /// `GET /status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -184,6 +184,73 @@ pub struct Certificate {
     pub not_after: String,
     /// Until it ends; below 0 since then.
     pub days_left: i64,
+}
+
+/// `GET /bans`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BanList {
+    /// In the order of the networks.
+    pub bans: Vec<Ban>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ban {
+    pub network: String,
+    pub kind: BanKind,
+    pub reason: String,
+    /// RFC 3339.
+    pub since: String,
+    /// `None`: it does not end by itself.
+    pub until: Option<String>,
+    pub seconds_left: Option<f64>,
+}
+
+/// `POST /ban`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WhoToBan {
+    /// Addresses or networks.
+    pub networks: Vec<String>,
+    /// `None`: it does not end by itself.
+    pub seconds: Option<f64>,
+    pub reason: String,
+    /// Also what is large or exempt.
+    pub force: bool,
+    /// Ends their connections as well.
+    pub kill: bool,
+}
+
+/// The answer to `POST /ban`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Banned {
+    pub networks: Vec<String>,
+    /// RFC 3339.
+    pub until: Option<String>,
+    /// Connections that were ended.
+    pub ended: usize,
+    /// Networks that are not banned because there are too many.
+    pub no_room: usize,
+    /// Whether there is a file for it.
+    pub is_kept: bool,
+    /// Why the file could not be written.
+    pub not_saved: Option<String>,
+}
+
+/// `POST /unban`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WhoToUnban {
+    pub networks: Vec<String>,
+    /// Everyone.
+    pub all: bool,
+}
+
+/// The answer to `POST /unban`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unbanned {
+    pub networks: Vec<String>,
+    /// Why the file could not be written.
+    pub not_saved: Option<String>,
 }
 
 /// The answer to `POST /upgrade`: the process that serves now.

@@ -18,6 +18,7 @@ use tracing::info;
 
 use super::{
     answers::{Change, Changed, Killed, Plan, Refusal, Reload, Reloaded, Which},
+    bans,
     control::{Control, Refused},
 };
 use crate::running::Task;
@@ -49,6 +50,7 @@ pub(super) fn router(control: &Arc<Control>) -> Router {
         .route("/backend/enable", post(enable))
         .route("/backend/weight", post(weight))
         .route("/upgrade", post(upgrade))
+        .merge(bans::routes())
         .with_state(Arc::clone(control))
 }
 
@@ -120,13 +122,13 @@ async fn change(
     Ok(answer(StatusCode::OK, &changed))
 }
 
-fn peer(request: &Request) -> Peer {
+pub(super) fn peer(request: &Request) -> Peer {
     let peer = request.extensions().get::<Option<Peer>>().copied().flatten();
     peer.unwrap_or(Peer { uid: u32::MAX, pid: None })
 }
 
 /// The JSON object of a request. Its types have no depth, so none that is sent does harm.
-async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
     if kind != "application/json" {
@@ -139,7 +141,7 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Refused> {
 }
 
 /// An answer as one line of JSON.
-fn answer(status: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -29,6 +29,7 @@ use crate::{
     pool::{Mode, Pool},
     running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
     sys::clock,
+    warden::Warden,
 };
 
 /// Orders that wait or are carried out.
@@ -43,10 +44,11 @@ pub struct Control {
     pub state: Arc<State>,
     crew: Arc<Crew>,
     live: Arc<Live>,
+    pub(super) warden: Arc<Warden>,
     counter: Counter,
     upgrades: mpsc::Sender<UpgradeOrder>,
     /// One at a time.
-    upgrading: Semaphore,
+    pub(super) upgrading: Semaphore,
     /// Fewer than the connections of the socket: who waits for a reload keeps nobody else out.
     orders: Semaphore,
     started: Instant,
@@ -75,6 +77,7 @@ impl Control {
         state: &Arc<State>,
         crew: &Arc<Crew>,
         live: &Arc<Live>,
+        warden: &Arc<Warden>,
         (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
     ) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
@@ -82,6 +85,7 @@ impl Control {
             state,
             crew,
             live,
+            warden: Arc::clone(warden),
             counter,
             upgrades,
             upgrading: Semaphore::new(1),
@@ -344,7 +348,7 @@ fn date(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), rfc3339)
 }
 
-fn rfc3339(at: Timestamp) -> String {
+pub(super) fn rfc3339(at: Timestamp) -> String {
     format!("{at:.0}")
 }
 

@@ -6,6 +6,7 @@
 
 pub mod answers;
 mod api;
+mod bans;
 pub mod control;
 mod guard;
 mod names;

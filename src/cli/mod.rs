@@ -2,6 +2,7 @@
 
 mod ask;
 mod backend;
+mod bans;
 mod certificates;
 mod check;
 mod connections;
@@ -78,6 +79,12 @@ enum Verb {
     Conns(connections::List),
     /// End connections of the running process
     Kill(connections::Kill),
+    /// Shut addresses or networks out of the running process
+    Ban(bans::Arguments),
+    /// End bans of the running process
+    Unban(bans::End),
+    /// The bans of the running process
+    Bans(bans::List),
     /// The certificates of the running process
     Cert(certificates::Arguments),
     /// Put a new binary in the place of the running process, without losing a connection
@@ -115,6 +122,9 @@ pub fn main() -> ExitCode {
         Verb::Backend(arguments) => backend::backend(&arguments),
         Verb::Conns(arguments) => connections::list(&arguments),
         Verb::Kill(arguments) => connections::kill(&arguments),
+        Verb::Ban(arguments) => bans::ban(&arguments),
+        Verb::Unban(arguments) => bans::unban(&arguments),
+        Verb::Bans(arguments) => bans::list(&arguments),
         Verb::Cert(arguments) => certificates::certificates(&arguments),
         Verb::Upgrade(arguments) => upgrade::upgrade(&arguments),
     };

@@ -49,12 +49,14 @@ pub const CANNOT_LISTEN: &str = "E108";
 pub const CANNOT_START: &str = "E109";
 pub const LIST_SHRANK: &str = "E110";
 pub const NO_FILE: &str = "E111";
+pub const BAD_BAN: &str = "E130";
 pub const POOL_UNUSED: &str = "W001";
 pub const WEIGHT_ZERO: &str = "W002";
 pub const DENIES_EVERYONE: &str = "W003";
 pub const RULE_UNREACHABLE: &str = "W004";
 pub const NO_EFFECT: &str = "W005";
 pub const DENIES_ITSELF: &str = "W006";
+pub const TRUSTS_EVERYONE: &str = "W120";
 pub const LIST_LINE: &str = "W100";
 pub const EXPIRED_SERVED: &str = "W101";
 pub const BIND_KEPT: &str = "W102";
@@ -96,12 +98,14 @@ pub const CODES: &[Code] = &[
     files(CANNOT_START, "the host does not allow what is asked for"),
     files(LIST_SHRANK, "a list has lost more than half of its networks since the configuration that runs"),
     files(NO_FILE, "the process runs without a configuration file, so there is none to read again"),
+    files(BAD_BAN, "a line of the file of bans is no ban"),
     text(POOL_UNUSED, "no listener uses the pool"),
     text(WEIGHT_ZERO, "the backend takes no traffic"),
     text(DENIES_EVERYONE, "the firewall denies every client"),
     files(RULE_UNREACHABLE, "earlier rules always decide first"),
     text(NO_EFFECT, "what is written has no effect beside something else"),
     files(DENIES_ITSELF, "a listener denies this host, and only this host connects to it"),
+    text(TRUSTS_EVERYONE, "everyone may say who the client is"),
     files(LIST_LINE, "a line of a list file is used, but not as it is written"),
     files(EXPIRED_SERVED, "a certificate that is served has expired"),
     files(BIND_KEPT, "a listening socket stays as it is until a restart"),

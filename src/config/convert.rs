@@ -10,11 +10,12 @@ use std::{
 
 use super::{
     AccessLog, Action, Admin, Auto, CertificateFiles, Config, DenyAction, Firewall, FirewallTest, Global, Listener,
-    ListenerTimeouts, Log, LogFormat, LogLevel, Offload, Pool, Rule, Tls, TlsVersion, ZeroCopy,
+    ListenerTimeouts, Log, LogFormat, LogLevel, Offload, Pool, ProxyProtocol, Rule, Tls, TlsVersion, ZeroCopy,
     check::check,
     code,
     diagnostic::Diagnostic,
     file::{self, File, Written, WrittenList},
+    limits,
     lint::lint,
     pool::{convert as pool, file::Pool as PoolFile},
     read::read,
@@ -36,6 +37,11 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/sluicegate/admin.sock";
 const DEFAULT_TABLE: &str = "sluicegate";
 
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+
+/// A header comes at once, unless a packet is lost.
+pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const DEFAULT_PROXY_LENGTH: u32 = 4096;
 
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     pool: pool::Timeouts { connect: Duration::from_secs(3), queue: Duration::from_secs(5) },
@@ -104,6 +110,8 @@ struct Timeouts {
 /// `None` only where a mistake is noted.
 fn convert(file: &File) -> Option<Config> {
     let timeouts = timeouts(&file.timeouts, DEFAULT_TIMEOUTS);
+    let no_limits = limits::Limits::default();
+    let shared = file.firewall.limits.as_ref().unwrap_or(&no_limits);
     Some(Config {
         global: global(&file.global),
         admin: admin(&file.admin),
@@ -115,8 +123,11 @@ fn convert(file: &File) -> Option<Config> {
             offload: offload(&file.firewall),
             rules: file.firewall.rules.iter().map(rule).collect::<Option<_>>()?,
             tests: file.firewall.tests.iter().map(test).collect::<Option<_>>()?,
+            limits: limits::limits(shared),
+            auto_ban: file.firewall.auto_ban.as_ref().map(limits::auto_ban),
+            bans_file: file.firewall.bans_file.clone(),
         },
-        listeners: file.listeners.iter().map(|one| listener(one, timeouts)).collect::<Option<_>>()?,
+        listeners: file.listeners.iter().map(|one| listener(one, timeouts, shared)).collect::<Option<_>>()?,
         pools: file.pools.iter().map(|one| pool_of(one, timeouts)).collect::<Option<_>>()?,
     })
 }
@@ -195,7 +206,7 @@ fn test(file: &file::Test) -> Option<FirewallTest> {
     })
 }
 
-fn listener(file: &file::Listener, defaults: Timeouts) -> Option<Listener> {
+fn listener(file: &file::Listener, defaults: Timeouts, shared: &limits::Limits) -> Option<Listener> {
     Some(Listener {
         name: file.name.value.clone(),
         binds: file.bind.as_ref()?.value.clone(),
@@ -204,8 +215,21 @@ fn listener(file: &file::Listener, defaults: Timeouts) -> Option<Listener> {
             Some(written) => Some(tls(written)?),
             None => None,
         },
+        proxy_protocol: match &file.proxy_protocol {
+            Some(written) => Some(proxy_protocol(written)?),
+            None => None,
+        },
         max_connections: required(&file.max_connections),
+        limits: limits::listener_limits(file.limits.as_ref(), shared),
         timeouts: timeouts(&file.timeouts, defaults).listener,
+    })
+}
+
+fn proxy_protocol(file: &file::ProxyProtocol) -> Option<ProxyProtocol> {
+    Some(ProxyProtocol {
+        from: list(&file.from),
+        max_length: u16::try_from(value(&file.max_length, DEFAULT_PROXY_LENGTH)).ok()?,
+        timeout: value(&file.timeout, DEFAULT_PROXY_TIMEOUT),
     })
 }
 
@@ -232,7 +256,7 @@ pub fn value<T: Clone>(written: &Written<T>, default: T) -> T {
     required(written).unwrap_or(default)
 }
 
-fn list<T: Clone>(written: &WrittenList<T>) -> Vec<T> {
+pub fn list<T: Clone>(written: &WrittenList<T>) -> Vec<T> {
     written.iter().flat_map(|list| &list.value).map(|one| one.value.clone()).collect()
 }
 

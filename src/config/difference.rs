@@ -108,7 +108,8 @@ impl std::fmt::Display for Difference {
 
 fn sections(old: &Config, new: &Config) -> Vec<Difference> {
     let order = |config: &Config| config.firewall.rules.iter().map(|rule| rule.name.clone()).collect::<Vec<_>>();
-    let sections: [(&str, &[Key]); 4] = [
+    let (limits, new_limits) = (&old.firewall.limits, &new.firewall.limits);
+    let sections: [(&str, &[Key]); 5] = [
         (
             "[global]",
             &[
@@ -127,6 +128,17 @@ fn sections(old: &Config, new: &Config) -> Vec<Difference> {
                 ("offload", old.firewall.offload == new.firewall.offload),
                 ("tests", old.firewall.tests == new.firewall.tests),
                 ("order of the rules", has_same_order(&order(old), &order(new))),
+                ("auto_ban", old.firewall.auto_ban == new.firewall.auto_ban),
+                ("bans_file", old.firewall.bans_file == new.firewall.bans_file),
+            ],
+        ),
+        (
+            "[firewall.limits]",
+            &[
+                ("connections", limits.connections == new_limits.connections),
+                ("new_per_second, burst", limits.rate == new_limits.rate),
+                ("exempt", limits.exempt == new_limits.exempt),
+                ("ipv4_prefix, ipv6_prefix", limits.prefixes == new_limits.prefixes),
             ],
         ),
     ];
@@ -147,7 +159,9 @@ fn listener(old: &Listener, new: &Listener) -> Vec<Key> {
     let mut keys = vec![
         ("bind", old.binds == new.binds),
         ("pool", old.pool == new.pool),
+        ("proxy_protocol", old.proxy_protocol == new.proxy_protocol),
         ("max_connections", old.max_connections == new.max_connections),
+        ("limits", old.limits == new.limits),
         ("timeouts.handshake", old.timeouts.handshake == new.timeouts.handshake),
         ("timeouts.idle", old.timeouts.idle == new.timeouts.idle),
         ("timeouts.half_closed", old.timeouts.half_closed == new.timeouts.half_closed),
@@ -175,6 +189,7 @@ fn pool(old: &Pool, new: &Pool) -> Vec<Key> {
         ("check", old.check == new.check),
         ("outlier", old.outlier == new.outlier),
         ("slow_start", old.slow_start == new.slow_start),
+        ("send_proxy", old.send_proxy == new.send_proxy),
         ("on_down", old.on_down == new.on_down),
         ("on_all_down", old.on_all_down == new.on_all_down),
         ("max_queued", old.max_queued == new.max_queued),

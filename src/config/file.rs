@@ -10,7 +10,10 @@ use std::{
 
 use super::{
     AccessLog, Action, Auto, DenyAction, Located, LogFormat, LogLevel, Networks, TlsVersion, ZeroCopy,
-    pool::file::Pool, reader::Schema, value::Bounds,
+    limits::{Automatic, Limits},
+    pool::file::{Pool, Switch},
+    reader::Schema,
+    value::Bounds,
 };
 use crate::cidr::Cidr;
 
@@ -71,6 +74,9 @@ pub struct Firewall {
     pub offload_table: Written<String>,
     pub rules: Vec<Rule>,
     pub tests: Vec<Test>,
+    pub limits: Option<Limits>,
+    pub auto_ban: Option<Automatic>,
+    pub bans_file: Written<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -97,7 +103,16 @@ pub struct Listener {
     pub pool: Written<String>,
     pub max_connections: Written<NonZeroUsize>,
     pub tls: Option<Tls>,
+    pub proxy_protocol: Option<ProxyProtocol>,
+    pub limits: Option<Switch<Limits>>,
     pub timeouts: Timeouts,
+}
+
+#[derive(Debug)]
+pub struct ProxyProtocol {
+    pub from: WrittenList<Cidr>,
+    pub max_length: Written<u32>,
+    pub timeout: Written<Duration>,
 }
 
 #[derive(Debug)]
@@ -124,15 +139,21 @@ pub const TIMEOUTS: Schema =
     Schema { name: "[timeouts]", keys: &["handshake", "connect", "idle", "half_closed", "max_age", "queue", "drain"] };
 pub const LISTENER_TIMEOUTS: Schema =
     Schema { name: "[listener.*.timeouts]", keys: &["handshake", "idle", "half_closed", "max_age"] };
-pub const FIREWALL: Schema =
-    Schema { name: "[firewall]", keys: &["default", "deny_action", "offload", "offload_table", "rules", "tests"] };
+pub const FIREWALL: Schema = Schema {
+    name: "[firewall]",
+    keys: &["default", "deny_action", "offload", "offload_table", "rules", "tests", "limits", "auto_ban", "bans_file"],
+};
 pub const RULE: Schema = Schema {
     name: "[[firewall.rules]]",
     keys: &["name", "allow", "deny", "allow_file", "deny_file", "listeners", "shadow"],
 };
 pub const TEST: Schema = Schema { name: "[[firewall.tests]]", keys: &["from", "listener", "expect"] };
-pub const LISTENER: Schema =
-    Schema { name: "[listener.*]", keys: &["bind", "pool", "max_connections", "tls", "timeouts"] };
+pub const LISTENER: Schema = Schema {
+    name: "[listener.*]",
+    keys: &["bind", "pool", "max_connections", "tls", "proxy_protocol", "limits", "timeouts"],
+};
+pub const PROXY_PROTOCOL: Schema =
+    Schema { name: "[listener.*.proxy_protocol]", keys: &["from", "max_length", "timeout"] };
 pub const TLS: Schema =
     Schema { name: "[listener.*.tls]", keys: &["cert", "key", "certificates", "min_version", "alpn", "strict_sni"] };
 pub const CERTIFICATE: Schema = Schema { name: "[[listener.*.tls.certificates]]", keys: &["cert", "key"] };
@@ -146,6 +167,9 @@ pub const ACTION: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Actio
 pub const DENY_ACTION: &[(&str, DenyAction)] = &[("drop", DenyAction::Drop), ("reset", DenyAction::Reset)];
 pub const OFFLOAD: &[(&str, bool)] = &[("off", false), ("nftables", true)];
 pub const TLS_VERSION: &[(&str, TlsVersion)] = &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+
+/// A sender's longest addresses have to fit, those of unix sockets (216 bytes), and a few extensions.
+pub const PROXY_LENGTHS: std::ops::RangeInclusive<u32> = 256..=65_535;
 
 // Bounds that no sensible file reaches: they catch slips of the keyboard.
 pub const MOST_WORKERS: u32 = 1024;
@@ -163,6 +187,7 @@ mod tests {
     use crate::{
         balance::DEFAULT_KEY,
         config::{
+            limits::{AUTO_BAN, LIMITS, LISTENER_LIMITS},
             parse,
             pool::file::{
                 BACKEND, CHECK_HTTP, CHECK_MYSQL, CHECK_SEND_EXPECT, CHECK_TCP, CHECK_TLS, OUTLIER, POOL, POOL_TIMEOUTS,
@@ -183,9 +208,13 @@ mod tests {
             LISTENER_TIMEOUTS,
             POOL_TIMEOUTS,
             FIREWALL,
+            LIMITS,
+            AUTO_BAN,
             RULE,
             TEST,
             LISTENER,
+            PROXY_PROTOCOL,
+            LISTENER_LIMITS,
             TLS,
             CERTIFICATE,
             POOL,

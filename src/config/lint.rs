@@ -8,6 +8,7 @@ use super::{
     Action, Config, Rule, code,
     diagnostic::Diagnostic,
     file::{File, Written},
+    limits,
     pool::file::{Check, CheckKind, Pool, Switch},
     reader::Report,
     value::cut,
@@ -16,6 +17,8 @@ use super::{
 /// Notes the doubts about a configuration without mistakes.
 pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
+    trust(file, report);
+    limits::lint(file, report);
     if let (Some(table), None | Some(false)) =
         (span(&file.firewall.offload_table), file.firewall.offload.as_ref().map(|offload| offload.value))
     {
@@ -34,6 +37,21 @@ pub fn lint(file: &File, config: &Config, report: &mut Report) {
                     .help("add a rule, for example `{ name = \"office\", allow = \"203.0.113.0/24\" }`"),
             );
         }
+    }
+}
+
+/// Whoever may bring clients may bring any.
+fn trust(file: &File, report: &mut Report) {
+    let required = file.listeners.iter().filter_map(|listener| listener.proxy_protocol.as_ref());
+    let networks = required.flat_map(|required| required.from.iter().flat_map(|from| &from.value));
+    for network in networks.filter(|network| network.value.prefix_len() == 0) {
+        report.push(
+            Diagnostic::warning(code::TRUSTS_EVERYONE, "everyone may say who the client is")
+                .at(network.span.clone())
+                .label("any address may send a PROXY header")
+                .note("who can send one can pass every rule of the firewall")
+                .help("write the addresses of the balancers in front of this one"),
+        );
     }
 }
 

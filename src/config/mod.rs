@@ -9,6 +9,7 @@ mod convert;
 pub mod diagnostic;
 pub mod difference;
 mod file;
+mod limits;
 mod lines;
 mod lint;
 mod mask;
@@ -32,9 +33,10 @@ use std::{
 
 pub use convert::{DEFAULT_ADMIN_BIND, DEFAULT_ADMIN_SOCKET, MAX_BYTES, admin_socket, parse, too_large};
 pub use diagnostic::Diagnostic;
+pub use limits::{AutoBan, ConnectionRate, ListenerLimits, SourceLimits};
 pub use pool::{
     Backend, Check, CheckHttp, CheckKind, CheckTls, DatabaseRole, Expect, OnAllDown, OnDown, Outlier, Pattern, Pool,
-    Role, Secret,
+    Role, Secret, SendProxy,
 };
 pub use reader::similar as similar_name;
 
@@ -141,6 +143,11 @@ pub struct Firewall {
     /// In written order: the first match decides.
     pub rules: Vec<Rule>,
     pub tests: Vec<FirewallTest>,
+    /// Of listeners without limits of their own.
+    pub limits: SourceLimits,
+    pub auto_ban: Option<AutoBan>,
+    /// Where bans are kept for the next start.
+    pub bans_file: Option<Located<PathBuf>>,
 }
 
 /// How a denied client is sent away.
@@ -202,9 +209,23 @@ pub struct Listener {
     pub pool: String,
     /// `None`: plain TCP.
     pub tls: Option<Tls>,
+    /// `None`: clients come themselves.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `None`: only the limit of the process.
     pub max_connections: Option<NonZeroUsize>,
+    pub limits: ListenerLimits,
     pub timeouts: ListenerTimeouts,
+}
+
+/// Clients come through other balancers, which say who they are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyProtocol {
+    /// From where a header is required; at least one. Whoever comes from elsewhere is closed.
+    pub from: Vec<Cidr>,
+    /// Most bytes that a header of version 2 may have behind its fixed part.
+    pub max_length: u16,
+    /// The whole header.
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +262,13 @@ pub struct CertificateFiles {
 pub enum TlsVersion {
     V1_2,
     V1_3,
+}
+
+impl ProxyProtocol {
+    /// Whether this peer has to send a header; any other peer may not come.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.from.iter().any(|network| network.contains(peer))
+    }
 }
 
 // What is written stays the same wherever in the file it stands: a comment above it changes nothing.

@@ -10,9 +10,10 @@ use super::{
     file::{
         ACTION, ADMIN, Admin, CERTIFICATE, Certificate, DAY, DAY_OR_NEVER, DENY_ACTION, FIREWALL, FORMAT, File,
         Firewall, GLOBAL, Global, LEVEL, LISTENER, LISTENER_TIMEOUTS, LOG, Listener, Log, MOST_CONNECTIONS,
-        MOST_WORKERS, OFFLOAD, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS, TLS_VERSION, Test, Timeouts, Tls, YEAR,
-        YEAR_OR_NEVER, ZERO_COPY,
+        MOST_WORKERS, OFFLOAD, PROXY_LENGTHS, PROXY_PROTOCOL, ProxyProtocol, ROOT, RULE, Rule, TEST, TIMEOUTS, TLS,
+        TLS_VERSION, Test, Timeouts, Tls, YEAR, YEAR_OR_NEVER, ZERO_COPY,
     },
+    limits::{LIMITS, read_auto_ban, read_limits, read_listener_limits},
     network,
     pool::{file::POOL, read::pool},
     reader::{Report, Schema, Table},
@@ -136,6 +137,9 @@ fn firewall(table: &Table, base: &Path, report: &mut Report) -> Firewall {
             .into_iter()
             .map(|table| test(&table, report))
             .collect(),
+        limits: read_limits(table, "[firewall.limits]".to_owned(), &LIMITS, report),
+        auto_ban: read_auto_ban(table, report),
+        bans_file: table.read("bans_file", report, value::path(base)),
     }
 }
 
@@ -157,7 +161,7 @@ fn rule(table: &Table, base: &Path, report: &mut Report) -> Rule {
     ];
     Rule {
         span: table.span.clone(),
-        name: table.read("name", report, value::name_except("default")),
+        name: table.read("name", report, value::name_except(&["default", "ban"])),
         matches: found.into_iter().find_map(|(action, networks)| Some((action, networks?))),
         listeners: table.read_list("listeners", report, value::text),
         shadow: table.read("shadow", report, value::boolean),
@@ -187,8 +191,21 @@ fn listener(name: Located<String>, table: &Table, base: &Path, report: &mut Repo
         pool: table.read("pool", report, value::text),
         max_connections: table.read("max_connections", report, value::count(MOST_CONNECTIONS)),
         tls: table.table("tls", title("tls"), &TLS, report).map(|tls_table| tls(&tls_table, base, report)),
+        proxy_protocol: table
+            .table("proxy_protocol", title("proxy_protocol"), &PROXY_PROTOCOL, report)
+            .map(|own| proxy_protocol(&own, report)),
+        limits: read_listener_limits(table, title("limits"), report),
         timeouts: timeouts(table, &title("timeouts"), &LISTENER_TIMEOUTS, report),
         name,
+    }
+}
+
+fn proxy_protocol(table: &Table, report: &mut Report) -> ProxyProtocol {
+    table.require("from", "from = \"10.0.8.0/24\"", report);
+    ProxyProtocol {
+        from: table.read_list("from", report, network::network),
+        max_length: table.read("max_length", report, value::integer(PROXY_LENGTHS)),
+        timeout: table.read("timeout", report, value::proxy_timeout),
     }
 }
 

@@ -106,6 +106,20 @@ pub fn auto_or_count(most: u32) -> impl Fn(&DeValue) -> Result<Auto, Problem> {
     }
 }
 
+/// How long a header of the PROXY protocol may take: long enough for a packet that is sent again.
+pub fn proxy_timeout(value: &DeValue) -> Result<Duration, Problem> {
+    const LEAST: Duration = Duration::from_secs(3);
+    let timeout = duration(Bounds { zero: false, hours: 24 })(value)?;
+    if timeout >= LEAST {
+        return Ok(timeout);
+    }
+    let written = value.as_str().unwrap_or_default();
+    Err(Diagnostic::error(code::OUT_OF_RANGE, format!("the duration {} is out of range", quoted(written)))
+        .label(format!("must be at least {}s", LEAST.as_secs()))
+        .note("a packet that is lost is sent again after a second, or three")
+        .into())
+}
+
 /// A duration with units.
 pub fn duration(bounds: Bounds) -> impl Fn(&DeValue) -> Result<Duration, Problem> {
     move |value| {
@@ -175,12 +189,12 @@ pub fn table_name(value: &DeValue) -> Result<String, Problem> {
     Err(problem.label("it has to begin with a letter").into())
 }
 
-/// As [`name`], from a value, except for one name that has a meaning already.
-pub fn name_except(reserved: &'static str) -> impl Fn(&DeValue) -> Result<String, Problem> {
+/// As [`name`], from a value, except for names that have a meaning already.
+pub fn name_except(reserved: &'static [&'static str]) -> impl Fn(&DeValue) -> Result<String, Problem> {
     move |value| {
         let written = name(text_of(value)?)?;
-        if written == reserved {
-            return Err(reserved_name(reserved).into());
+        if reserved.contains(&written.as_str()) {
+            return Err(reserved_name(&written).into());
         }
         Ok(written)
     }

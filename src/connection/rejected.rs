@@ -24,9 +24,9 @@ pub struct Rejected<'f> {
 }
 
 impl Rejected<'_> {
-    /// Notes it: the first of its source has a record (traps F7).
+    /// Notes it: the first of its source has a record (traps F7). Who may not bring clients is only counted.
     pub fn tell(&self, local: &Local) {
-        if local.reject(self.client.ip(), self.outcome) {
+        if self.outcome != Outcome::BadProxyHeader && local.reject(self.client.ip(), self.outcome) {
             local.log(|| self.record(local.random()));
         }
     }
@@ -37,6 +37,7 @@ impl Rejected<'_> {
             id,
             listener: Arc::clone(&self.frontend.name),
             client: self.client,
+            peer: None,
             sni: None,
             tls: None,
             rule: Arc::clone(self.rule),

@@ -38,7 +38,8 @@ impl Connection {
     ) -> Result<(Lease, Socket), Outcome> {
         let pool = &*self.frontend.pool;
         let index = self.local.index;
-        let mut search = pool.search(self.client.ip(), self.local.random());
+        let mut search = pool.search(self.client().ip(), self.local.random());
+        let preface = self.preface(client);
         let mut patience = Patience { each: pool.connect_timeout, left: pool.patience };
         while let Some(limit) = patience.limit() {
             let lease = match pool.pick(&mut search, alarm.now()) {
@@ -61,7 +62,7 @@ impl Connection {
             self.note_attempt(&lease);
             let backend = lease.backend();
             let began = clock::coarse();
-            match dial::connect(backend.address, limit, alarm).await {
+            match dial::connect(backend.address, &preface, limit, alarm).await {
                 Ok((socket, took)) => {
                     backend.cells.at(index).connections.add(1);
                     if pool.connect_succeeded(backend, alarm.now()) {

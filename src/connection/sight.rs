@@ -22,7 +22,7 @@ impl Connection {
         let is = |wanted: &Option<String>, name: Option<&str>| wanted.as_deref().is_none_or(|it| Some(it) == name);
         filter.id.is_none_or(|id| id == ConnectionId::new(self.id))
             && is(&filter.listener, Some(&self.frontend.name))
-            && filter.client.is_none_or(|network| network.contains(self.client.ip()))
+            && filter.client.is_none_or(|network| network.contains(self.client().ip()))
             && is(&filter.pool, Some(&self.frontend.pool.name))
             && is(&filter.backend, notes.backend.as_deref())
             // What is over cannot be ended.
@@ -30,18 +30,20 @@ impl Connection {
     }
 
     fn sight(&self) -> Sight {
+        let client = self.client();
         let notes = self.notes.borrow();
         let (received_bytes, sent_bytes) = self.meter.received_and_sent();
         let phase = match &self.frontend.tls {
             _ if self.meter.end().is_some() => Phase::Closing,
             _ if notes.connect.is_some() => Phase::Relaying,
+            _ if self.frontend.proxy_protocol.is_some() && notes.arrival.is_none() => Phase::Handshake,
             Some(_) if notes.tls.is_none() => Phase::Handshake,
             _ => Phase::Connecting,
         };
         Sight {
             id: ConnectionId::new(self.id).to_string(),
             listener: self.frontend.name.to_string(),
-            client: self.client,
+            client,
             sni: notes.tls.as_ref().and_then(|tls| tls.sni.as_deref()).map(str::to_owned),
             pool: self.frontend.pool.name.to_string(),
             backend: notes.backend.as_deref().map(str::to_owned),

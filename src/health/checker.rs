@@ -229,7 +229,8 @@ impl Running {
         (rhythm, reserve): (&mut Rhythm, &Arc<Reserve>),
         (cells, prior, first): (Arc<PerWorker<CheckCells>>, Prior, &mpsc::Sender<()>),
     ) -> Self {
-        let probe = Arc::new(Probe::new(check, watched.materials, backend.address, reserve));
+        let header = watched.config.send_proxy;
+        let probe = Arc::new(Probe::new(check, header, watched.materials, backend.address, reserve));
         let report = Arc::new(Mutex::new(Report {
             pool: Arc::clone(&watched.pool.name),
             backend: Arc::clone(&backend.name),

@@ -2,6 +2,7 @@
 //!
 //! Nothing is put to work here. Every mistake in every file is found before the first is reported.
 
+mod bans;
 mod certificates;
 mod checks;
 mod files;
@@ -18,6 +19,7 @@ use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 
 use crate::{
+    bans::SavedBan,
     cidr::Cidr,
     config::{
         self, Config, Diagnostic, FirewallTest, Networks,
@@ -59,6 +61,8 @@ pub struct Loaded {
     pub lists: Vec<ReadList>,
     /// In the order of the pools.
     pub checks: Vec<CheckMaterials>,
+    /// Of a file that is not in use yet.
+    pub bans: Vec<SavedBan>,
     /// What was read.
     files: Files,
 }
@@ -130,6 +134,7 @@ fn load_after(source: &Text, provider: &CryptoProvider, before: Option<Before<'_
     let lists = read_lists(&config, &mut files, &mut found);
     let certificates = certificates::read_certificates(&config, provider, &mut files, before, &mut found);
     let checks = checks::read_checks(&config, provider, &mut files, &mut found);
+    let bans = bans::read_bans(&config, before.map(|before| &before.loaded.config), &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
@@ -142,7 +147,7 @@ fn load_after(source: &Text, provider: &CryptoProvider, before: Option<Before<'_
     let prefixes = (0..config.firewall.rules.len()).map(|rule| families(networks(&config, &lists, rule))).collect();
     let mut lists: Vec<_> = lists.into_iter().map(ReadList::of).collect();
     lists.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Loaded { source: source.clone(), config, warnings: found, listeners, prefixes, lists, checks, files })
+    Ok(Loaded { source: source.clone(), config, warnings: found, listeners, prefixes, lists, checks, bans, files })
 }
 
 /// Every list file once, however many rules name it.

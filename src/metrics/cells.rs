@@ -14,8 +14,13 @@ use super::{
         AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
         Transition,
     },
+    sources::{BanKind, LimitReason},
 };
-use crate::{config::TlsVersion, outcome::Outcome};
+use crate::{
+    config::TlsVersion,
+    outcome::Outcome,
+    proxy_protocol::{self, Version},
+};
 
 /// A number that only grows, with **one writer**: the worker whose block it is in. Two threads adding at once would lose
 /// counts (not memory safety). Any thread may read.
@@ -54,11 +59,20 @@ pub struct ListenerCells {
     /// Bytes to clients, plaintext side.
     pub sent_bytes: Counter,
     pub accept_errors: Family<AcceptError, { AcceptError::ALL.len() }>,
+    /// Clients turned away for what their source does.
+    pub limited: Family<LimitReason, { LimitReason::ALL.len() }>,
+    /// Idle sources forgotten to make room for one of its clients.
+    pub limits_evictions: Counter,
+    /// Clients that no limit counts, because there was no room for their source.
+    pub limits_uncounted: Counter,
     /// Accept to close.
     pub duration: Histogram<14>,
     tls_handshakes: [Family<Resumption, { Resumption::ALL.len() }>; TlsVersion::ALL.len()],
     pub tls_failures: Family<HandshakeFailure, { HandshakeFailure::ALL.len() }>,
     pub tls_in_progress: Level,
+    pub proxy_headers: Family<Version, { Version::ALL.len() }>,
+    pub proxy_failures: Family<proxy_protocol::Failure, { proxy_protocol::Failure::ALL.len() }>,
+    pub proxy_in_progress: Level,
     /// First byte expected to handshake complete.
     pub tls_duration: Histogram<16>,
 }
@@ -82,7 +96,7 @@ pub struct OffloadCells {
 pub struct WorkerCells {
     /// Connections this worker serves.
     pub connections: Level,
-    /// TLS handshakes of any listener that are not complete.
+    /// TLS handshakes and PROXY headers of any listener that are not complete.
     pub handshakes: Level,
     relay_bytes: [Family<Direction, { Direction::ALL.len() }>; RelayPath::ALL.len()],
     /// Relays that wanted to splice and copied.
@@ -115,6 +129,12 @@ pub struct BackendCells {
 pub struct CheckCells {
     pub checks: Family<CheckResult, { CheckResult::ALL.len() }>,
     pub transitions: Family<Transition, { Transition::ALL.len() }>,
+}
+
+/// What the control thread counts of bans; there is one block of it.
+#[derive(Debug, Default)]
+pub struct BanCells {
+    pub bans: Family<BanKind, { BanKind::ALL.len() }>,
 }
 
 /// The connections of a listener at one moment: `accepted` is always `closed` and `live` together.
@@ -247,10 +267,16 @@ impl Default for ListenerCells {
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             accept_errors: Family::default(),
+            limited: Family::default(),
+            limits_evictions: Counter::default(),
+            limits_uncounted: Counter::default(),
             duration: Histogram::new(&CONNECTION_BOUNDS),
             tls_handshakes: array::from_fn(|_| Family::default()),
             tls_failures: Family::default(),
             tls_in_progress: Level::default(),
+            proxy_headers: Family::default(),
+            proxy_failures: Family::default(),
+            proxy_in_progress: Level::default(),
             tls_duration: Histogram::new(&SETUP_BOUNDS),
         }
     }

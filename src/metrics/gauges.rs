@@ -8,6 +8,7 @@ pub struct Gauges {
     pub backends: Vec<BackendGauges>,
     pub certificates: Vec<CertificateGauges>,
     pub firewall: Vec<PrefixGauges>,
+    pub sources: Option<SourceGauges>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,4 +53,14 @@ pub struct PrefixGauges {
     pub rule: String,
     pub v4: u64,
     pub v6: u64,
+}
+
+/// What is known of sources and of bans.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourceGauges {
+    /// Sources that the limits know, in all their tables.
+    pub sources: u64,
+    /// Bans in force.
+    pub manual: u64,
+    pub automatic: u64,
 }

@@ -364,6 +364,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::metrics::{BanKind, LimitReason};
 
     fn is_a_closed_set<L: Label>() {
         let words: HashSet<_> = L::ALL.iter().map(|label| label.as_str()).collect();
@@ -387,5 +388,9 @@ mod tests {
         is_a_closed_set::<Resumption>();
         is_a_closed_set::<TlsVersion>();
         is_a_closed_set::<Outcome>();
+        is_a_closed_set::<crate::proxy_protocol::Version>();
+        is_a_closed_set::<crate::proxy_protocol::Failure>();
+        is_a_closed_set::<LimitReason>();
+        is_a_closed_set::<BanKind>();
     }
 }

@@ -9,16 +9,18 @@ pub mod gauges;
 mod histogram;
 pub mod labels;
 mod panics;
+mod proxy;
 pub mod registry;
 mod render;
+mod sources;
 mod totals;
 
 pub use cells::{
-    BackendCells, CheckCells, Counter, Family, Level, ListenerCells, OffloadCells, Padded, PerWorker, PoolCells,
-    RuleCells, WorkerCells,
+    BackendCells, BanCells, CheckCells, Counter, Family, Level, ListenerCells, OffloadCells, Padded, PerWorker,
+    PoolCells, RuleCells, WorkerCells,
 };
 pub use exposition::Format;
-pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges};
+pub use gauges::{BackendGauges, CertificateGauges, Gauges, ListenerGauges, PoolGauges, PrefixGauges, SourceGauges};
 pub use histogram::{Histogram, Snapshot};
 pub use labels::{
     AcceptError, CheckResult, ConnectFailure, Direction, Fallback, HandshakeFailure, Label, RelayPath, Resumption,
@@ -27,4 +29,5 @@ pub use labels::{
 pub use panics::count_panic;
 pub use registry::{Generation, Registry, Reloads};
 pub use render::render;
+pub use sources::{BanKind, LimitReason};
 pub use totals::Totals;

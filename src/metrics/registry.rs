@@ -9,7 +9,9 @@ use std::{
 };
 
 use super::{
-    cells::{BackendCells, CheckCells, ListenerCells, OffloadCells, PerWorker, PoolCells, RuleCells, WorkerCells},
+    cells::{
+        BackendCells, BanCells, CheckCells, ListenerCells, OffloadCells, PerWorker, PoolCells, RuleCells, WorkerCells,
+    },
     labels::{Label, RuleAction},
     panics::panics,
 };
@@ -25,6 +27,8 @@ pub struct Registry {
     pub(super) backends: Named<(String, String), BackendCells>,
     /// By pool and backend; the control thread alone writes them.
     pub(super) checks: Named<(String, String), CheckCells>,
+    /// The control thread alone writes them.
+    bans: PerWorker<BanCells>,
     /// By rule; the control thread alone writes them.
     pub(super) offloaded: Named<String, OffloadCells>,
     offload_up: AtomicBool,
@@ -74,6 +78,7 @@ impl Registry {
             pools: Named::new(workers),
             backends: Named::new(workers),
             checks: Named::new(1),
+            bans: PerWorker::new(1),
             offloaded: Named::new(1),
             offload_up: AtomicBool::new(false),
             log_records_dropped: Arc::default(),
@@ -114,6 +119,10 @@ impl Registry {
     /// The cells of a backend's checks, for the control thread.
     pub fn checks(&self, pool: &str, backend: &str) -> Arc<PerWorker<CheckCells>> {
         self.checks.cells((pool.to_owned(), backend.to_owned()))
+    }
+
+    pub fn bans(&self) -> &PerWorker<BanCells> {
+        &self.bans
     }
 
     /// The cells of a rule in the kernel, for the control thread.

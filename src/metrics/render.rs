@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_process::Collector;
 
 use super::{
+    cells::{ListenerCells, PerWorker},
     exposition::{Exposition, Format},
     gauges::Gauges,
     labels::{
@@ -16,8 +17,13 @@ use super::{
         Transition,
     },
     registry::Registry,
+    sources::{BanKind, LimitReason},
 };
-use crate::{config::TlsVersion, outcome::Outcome};
+use crate::{
+    config::TlsVersion,
+    outcome::Outcome,
+    proxy_protocol::{Failure, Version},
+};
 
 /// Everything we know, in the wanted format. Takes time (it reads `/proc` for `process_*`), never waits.
 pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
@@ -41,16 +47,22 @@ pub fn render(registry: &Registry, gauges: &Gauges, format: Format) -> String {
 }
 
 /// Name and help of each counter. The names are the contract: dashboards and alerts depend on them.
-const COUNTERS: [(&str, &str); 19] = [
+const COUNTERS: [(&str, &str); 25] = [
     ("sluicegate_listener_accepted_total", "Connections accepted, the denied ones too."),
     ("sluicegate_listener_received_bytes_total", "Bytes received from clients, after decryption."),
     ("sluicegate_listener_sent_bytes_total", "Bytes sent to clients, before encryption."),
     ("sluicegate_accept_errors_total", "Failed accepts."),
     ("sluicegate_connections_closed_total", "Ended connections, by how they ended."),
     ("sluicegate_firewall_connections_total", "Connections by the firewall rule that decided, or would have."),
+    ("sluicegate_limited_connections_total", "Clients turned away for what their source does."),
+    ("sluicegate_limits_evictions_total", "Idle sources forgotten to make room for another one."),
+    ("sluicegate_limits_uncounted_total", "Clients that no limit counts, for want of room for their source."),
+    ("sluicegate_bans_total", "Bans made."),
     ("sluicegate_firewall_offloaded_packets_total", "Packets that the kernel has denied, by the firewall rule."),
     ("sluicegate_tls_handshakes_total", "Completed TLS handshakes with clients."),
     ("sluicegate_tls_handshake_failures_total", "TLS handshakes with clients that were not completed."),
+    ("sluicegate_proxy_headers_total", "PROXY headers from balancers in front of this one."),
+    ("sluicegate_proxy_header_failures_total", "Connections without a good PROXY header where one is required."),
     ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
     ("sluicegate_relay_fallbacks_total", "Relays that wanted one path and took another."),
     ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
@@ -67,11 +79,14 @@ const COUNTERS: [(&str, &str); 19] = [
 ];
 
 /// Name and help of each gauge.
-const GAUGES: [(&str, &str); 16] = [
+const GAUGES: [(&str, &str); 19] = [
     ("sluicegate_build_info", "Always 1; the labels tell the version and its compiler."),
     ("sluicegate_listener_connections", "Live client connections."),
     ("sluicegate_listener_connections_limit", "Live client connections the listener may have."),
     ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
+    ("sluicegate_proxy_headers_in_progress", "PROXY headers that are not complete yet."),
+    ("sluicegate_limits_sources", "Sources of clients that the limits know."),
+    ("sluicegate_bans", "Bans in force."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_firewall_offload_up", "1 when the kernel denies what the firewall denies."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
@@ -124,6 +139,14 @@ fn listeners(registry: &Registry, to: &mut Exposition) {
             let failures = cells.sum(|cells| cells.tls_failures.at(*reason).value());
             to.sample("sluicegate_tls_handshake_failures_total", &[listener, ("reason", reason.as_str())], failures);
         }
+        for reason in LimitReason::ALL {
+            let limited = cells.sum(|cells| cells.limited.at(*reason).value());
+            to.sample("sluicegate_limited_connections_total", &[listener, ("reason", reason.as_str())], limited);
+        }
+        let (evicted, uncounted) =
+            (cells.sum(|cells| cells.limits_evictions.value()), cells.sum(|cells| cells.limits_uncounted.value()));
+        to.sample("sluicegate_limits_evictions_total", &[listener], evicted);
+        to.sample("sluicegate_limits_uncounted_total", &[listener], uncounted);
         let in_progress = cells.sum(|cells| cells.tls_in_progress.value());
         to.sample("sluicegate_tls_handshakes_in_progress", &[listener], in_progress);
         for version in TlsVersion::ALL {
@@ -133,7 +156,21 @@ fn listeners(registry: &Registry, to: &mut Exposition) {
                 to.sample("sluicegate_tls_handshakes_total", &labels, done);
             }
         }
+        proxy_headers(listener, &cells, to);
     }
+}
+
+fn proxy_headers(listener: (&str, &str), cells: &PerWorker<ListenerCells>, to: &mut Exposition) {
+    for version in Version::ALL {
+        let headers = cells.sum(|cells| cells.proxy_headers.at(*version).value());
+        to.sample("sluicegate_proxy_headers_total", &[listener, ("version", version.as_str())], headers);
+    }
+    for reason in Failure::ALL {
+        let failures = cells.sum(|cells| cells.proxy_failures.at(*reason).value());
+        to.sample("sluicegate_proxy_header_failures_total", &[listener, ("reason", reason.as_str())], failures);
+    }
+    let in_progress = cells.sum(|cells| cells.proxy_in_progress.value());
+    to.sample("sluicegate_proxy_headers_in_progress", &[listener], in_progress);
 }
 
 fn firewall(registry: &Registry, to: &mut Exposition) {
@@ -141,6 +178,10 @@ fn firewall(registry: &Registry, to: &mut Exposition) {
         let labels = [("rule", rule.as_str()), ("action", action.as_str())];
         let connections = cells.sum(|cells| cells.connections.value());
         to.sample("sluicegate_firewall_connections_total", &labels, connections);
+    }
+    for kind in BanKind::ALL {
+        let bans = registry.bans().sum(|cells| cells.bans.at(*kind).value());
+        to.sample("sluicegate_bans_total", &[("kind", kind.as_str())], bans);
     }
     for (rule, cells) in registry.all_offloaded() {
         let packets = cells.sum(|cells| cells.packets.value());
@@ -238,6 +279,12 @@ fn set(gauges: &Gauges, to: &mut Exposition) {
     for certificate in &gauges.certificates {
         let labels = [("certificate", certificate.name.as_str())];
         to.sample("sluicegate_tls_certificate_not_after_timestamp_seconds", &labels, certificate.not_after);
+    }
+    if let Some(known) = gauges.sources {
+        to.sample("sluicegate_limits_sources", &[], known.sources);
+        for (kind, bans) in [(BanKind::Manual, known.manual), (BanKind::Automatic, known.automatic)] {
+            to.sample("sluicegate_bans", &[("kind", kind.as_str())], bans);
+        }
     }
     for rule in &gauges.firewall {
         for (family, prefixes) in [("v4", rule.v4), ("v6", rule.v6)] {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cells::{
-        BackendCells, CheckCells, Counter, Family, ListenerCells, OffloadCells, PerWorker, PoolCells, RuleCells,
-        WorkerCells,
+        BackendCells, BanCells, CheckCells, Counter, Family, ListenerCells, OffloadCells, PerWorker, PoolCells,
+        RuleCells, WorkerCells,
     },
     histogram::{Histogram, Sum},
     labels::{Direction, Label, RelayPath, Resumption, RuleAction},
@@ -59,6 +59,7 @@ impl Registry {
     /// What was counted up to now, here and in the processes before.
     pub fn totals(&self) -> Totals {
         let mut house = summed(self.workers());
+        house.extend(summed(self.bans()));
         let reloads = self.reloads();
         for (name, value) in [
             (DROPPED, self.records_dropped()),
@@ -89,6 +90,7 @@ impl Registry {
         let house = |name: &str| totals.house.get(name).copied().unwrap_or_default();
         self.set_before(house(DROPPED), (house(APPLIED), house(REFUSED)), house(PANICS));
         raise(self.workers().before(), &totals.house);
+        raise(self.bans().before(), &totals.house);
         for (name, numbers) in &totals.listeners {
             raise_known(&self.listeners, name, numbers);
         }
@@ -192,6 +194,11 @@ impl Cells for ListenerCells {
         family("closed", &self.closed, visit);
         family("accept_errors", &self.accept_errors, visit);
         family("tls_failures", &self.tls_failures, visit);
+        family("proxy_headers", &self.proxy_headers, visit);
+        family("proxy_failures", &self.proxy_failures, visit);
+        family("limited", &self.limited, visit);
+        visit("limits_evictions".to_owned(), Cell::Counter(&self.limits_evictions));
+        visit("limits_uncounted".to_owned(), Cell::Counter(&self.limits_uncounted));
         for version in TlsVersion::ALL {
             for resumption in Resumption::ALL {
                 let name = format!("tls_handshakes {} {}", version.as_str(), resumption.as_str());
@@ -224,6 +231,12 @@ impl Cells for WorkerCells {
             }
         }
         family("fallbacks", &self.fallbacks, visit);
+    }
+}
+
+impl Cells for BanCells {
+    fn each<'c>(&'c self, visit: &mut dyn FnMut(String, Cell<'c>)) {
+        family("bans", &self.bans, visit);
     }
 }
 

@@ -26,7 +26,7 @@ pub use search::{Pick, Search};
 use crate::{
     backend::{Backend, Health},
     balance::{Balance, Request},
-    config::{self, OnAllDown, OnDown, Outlier},
+    config::{self, OnAllDown, OnDown, Outlier, SendProxy},
     metrics::{PerWorker, PoolCells, Registry},
     moment::Moment,
 };
@@ -47,6 +47,8 @@ pub struct Pool {
     pub patience: Duration,
     /// Whether connections to a backend end when it goes down.
     pub closes_on_down: bool,
+    /// What backends are told of the client.
+    pub send_proxy: SendProxy,
     /// How long a client may wait for a backend with room.
     pub queue_timeout: Duration,
     active: Tier,
@@ -126,6 +128,7 @@ impl Pool {
             cells: registry.pool(&config.name),
             patience: config.connect_timeout.saturating_mul(config.retries.saturating_add(1 + backups)),
             closes_on_down: config.on_down == OnDown::Close,
+            send_proxy: config.send_proxy,
             queue_timeout: config.queue,
             active: tier(config::Role::Active),
             backup: tier(config::Role::Backup),
@@ -180,7 +183,10 @@ impl Pool {
 
     /// What its backends are asked, as text: the same text is the same question. `None`: nothing.
     pub fn question(&self) -> Option<String> {
-        self.check.as_ref().map(|check| format!("{check:?}"))
+        self.check.as_ref().map(|check| match self.send_proxy {
+            SendProxy::Off => format!("{check:?}"),
+            version => format!("{version:?} {check:?}"),
+        })
     }
 
     /// Every backend, active ones first.

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Outcomes of clients that are turned away before anything is done for them.
-pub const OUTCOMES: [Outcome; 2] = [Outcome::Denied, Outcome::MaxConnections];
+pub const OUTCOMES: [Outcome; 3] = [Outcome::Denied, Outcome::Limited, Outcome::MaxConnections];
 
 /// Parts of the table with a lock of their own: workers seldom meet in one.
 const SHARDS: usize = 64;
@@ -125,12 +125,12 @@ impl Teller {
         let (now, (sources, recorded)) = (Counts::of(&self.registry), self.rejections.take());
         let before = std::mem::replace(&mut self.before, now);
         let since = |now: u64, before: u64| now.saturating_sub(before);
-        let [denied, max_connections] =
+        let [denied, limited, max_connections] =
             std::array::from_fn(|index| match (self.before.outcomes.get(index), before.outcomes.get(index)) {
                 (Some(now), Some(before)) => since(*now, *before),
                 _ => 0,
             });
-        let connections = denied + max_connections;
+        let connections = denied + limited + max_connections;
         if connections <= recorded {
             return;
         }
@@ -142,6 +142,7 @@ impl Teller {
             connections,
             recorded,
             denied,
+            limited,
             max_connections,
             rules,
             sources = count,

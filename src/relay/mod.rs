@@ -19,6 +19,7 @@ pub mod tls;
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -215,6 +216,11 @@ impl Client {
             Self::Tls(client) => client.socket(),
             Self::Rustls(client) => client.socket(),
         }
+    }
+
+    /// The address that it connected to.
+    pub fn own_address(&self) -> Option<SocketAddr> {
+        self.socket().own_address()
     }
 
     /// Ready when the client has left: it reset, or it finished and nothing that it said is unread.

@@ -31,6 +31,7 @@ use crate::{
     running::{LastReload, Live, Order, Orders, Task, Verdict, Who},
     service,
     upgrade::{Launch, Successor},
+    warden::Warden,
 };
 
 /// What it has in hand.
@@ -52,6 +53,7 @@ pub(super) struct Governor {
     pub(super) registry: Arc<Registry>,
     pub(super) crew: Arc<Crew>,
     pub(super) admin: Arc<admin::State>,
+    pub(super) warden: Arc<Warden>,
     pub(super) doors: Doors,
     pub(super) offload: Arc<Offload>,
     pub(super) launch: Result<Launch, String>,

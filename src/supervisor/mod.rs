@@ -36,8 +36,10 @@ use crate::{
     doors::{self, Doors},
     expiry,
     health::{Checkers, FirstVerdicts, Watch, Watched},
+    ledger::Ledger,
     load::Loaded,
     metrics::{Registry, render},
+    offence::{self, Culprits},
     offload::Offload,
     ports::{self, Passed, Port},
     rejections::Teller,
@@ -45,6 +47,7 @@ use crate::{
     service,
     site::Site,
     upgrade::{Inheritance, Launch},
+    warden::{self, Warden},
     watch::watch,
 };
 use govern::{Desk, Governor};
@@ -124,12 +127,11 @@ pub async fn start(
     let config = &loaded.config;
     let limits = Limits::of(config)?;
     let registry = Arc::new(Registry::new(limits.workers));
-    let site = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
+    let (site, culprits) = build(&loaded, &limits, provider, &registry, heir.as_ref())?;
     let sockets = if options.reuseport { limits.workers } else { 1 };
     let (ports, passed, doors) = open(config, sockets, options.usual_socket.as_deref(), heir.as_mut())?;
     let (template, log) = template(config, &options, &registry)?;
-    let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
-    let crew = Arc::new(Crew::new(handles, Arc::clone(&registry)));
+    let (crew, inboxes) = crew(&limits, &registry);
     let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
     let started = config.clone();
     let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
@@ -140,7 +142,8 @@ pub async fn start(
     // Clients wait in the queues of the bound sockets meanwhile: none is sent to a backend that was never asked.
     wait_for(first).await;
     let ((counter, orders), (upgrade, upgrades)) = (Counter::new(), mpsc::channel(1));
-    let control = Arc::new(Control::new(&admin, &crew, &live, (counter.clone(), upgrade)));
+    let warden = Arc::new(Warden::new(&live, &registry));
+    let control = Arc::new(Control::new(&admin, &crew, &live, &warden, (counter.clone(), upgrade)));
     admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
     let offload = Arc::new(Offload::new(&registry, heir.as_mut().and_then(|heir| heir.offload.take())));
     let before = succeed(heir, &registry).await?;
@@ -148,7 +151,7 @@ pub async fn start(
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let predecessor = begin_to_serve(before, &registry, &admin).await?;
     let teller = Teller::new(template.rejections, Arc::clone(&registry));
-    let watching = watching(&live, (&crew, &admin, &offload), &counter, teller, options.read_at);
+    let watching = watching(&live, (&crew, &admin, &offload), (&warden, culprits), &counter, teller, options.read_at);
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
@@ -163,6 +166,7 @@ pub async fn start(
         registry: Arc::clone(&registry),
         crew,
         admin: Arc::clone(&admin),
+        warden,
         doors,
         offload: Arc::clone(&offload),
         launch: Launch::of_this_process().map_err(|error| error.to_string()),
@@ -185,20 +189,29 @@ pub async fn start(
     })
 }
 
-/// The site of a process that begins, with what is known already.
+/// The site of a process that begins, with what is known already, and where those come out who are to be banned.
 fn build(
     loaded: &Loaded,
     limits: &Limits,
     provider: &Arc<CryptoProvider>,
     registry: &Registry,
     heir: Option<&Inheritance>,
-) -> Result<Site, Vec<Diagnostic>> {
-    let site = Site::build(loaded, limits.connections, provider, registry, None)
+) -> Result<(Site, Culprits), Vec<Diagnostic>> {
+    let (report, culprits) = offence::line();
+    let ledger = Ledger::new(report);
+    let site = Site::build(loaded, limits.connections, provider, registry, &ledger, None)
         .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
-    if let Some(heir) = heir {
-        heir.recall(&site);
+    // What the process before has in force is newer than what any file says.
+    if heir.is_none_or(|heir| !heir.recall(&site)) {
+        warden::recall(&site.ledger.bans, loaded.bans.clone());
     }
-    Ok(site)
+    Ok((site, culprits))
+}
+
+/// The workers to come, and where each will hear what it is told.
+fn crew(limits: &Limits, registry: &Arc<Registry>) -> (Arc<Crew>, Vec<crew::Inbox>) {
+    let (handles, inboxes) = (0..limits.workers).map(|_| crew::channel()).unzip();
+    (Arc::new(Crew::new(handles, Arc::clone(registry))), inboxes)
 }
 
 /// What every worker gets, and the access log's writer.
@@ -253,11 +266,14 @@ fn admin_state(live: &Arc<Live>, registry: &Arc<Registry>, is_shut: bool) -> adm
 fn watching(
     live: &Arc<Live>,
     (crew, admin, offload): (&Arc<Crew>, &Arc<admin::State>, &Arc<Offload>),
+    (warden, culprits): (&Arc<Warden>, Culprits),
     counter: &Counter,
     teller: Teller,
     read_at: SystemTime,
 ) -> Vec<Task<()>> {
+    let warden = Arc::clone(warden);
     vec![
+        tokio::spawn(async move { warden.watch(culprits).await }),
         tokio::spawn(service::watch(Arc::clone(crew), Arc::clone(admin))),
         tokio::spawn(expiry::watch(Arc::clone(live))),
         tokio::spawn(teller.tell_every_minute()),
@@ -279,7 +295,9 @@ fn watch_backends(
     let pools = site.pools.iter().zip(&loaded.config.pools).zip(&loaded.checks);
     let pools = pools.map(|((pool, config), materials)| {
         let mut files = config.check.iter().flat_map(config::Check::files);
-        let is_same = before.get(&*config.name).is_some_and(|before| before.check == config.check)
+        let is_same = before
+            .get(&*config.name)
+            .is_some_and(|before| before.check == config.check && before.send_proxy == config.send_proxy)
             && old.is_some_and(|old| files.all(|file| old.loaded.has_same_file(loaded, file)));
         Watched { pool: Arc::clone(pool), config, materials, is_same }
     });

@@ -45,8 +45,9 @@ impl Governor {
     pub(super) async fn prepare(&self, loaded: Loaded) -> Result<Prepared, Vec<Diagnostic>> {
         let old = self.live.running();
         let limits = self.limits.after(&loaded.config)?;
-        let site = Site::build(&loaded, limits.connections, &self.provider, &self.registry, Some(&old.site))
-            .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
+        let site =
+            Site::build(&loaded, limits.connections, &self.provider, &self.registry, &old.site.ledger, Some(&old.site))
+                .map_err(|error| vec![cannot_start("TLS cannot be set up", &error)])?;
         // What is refused is refused at once.
         ports::try_more(&loaded.config, &self.ports, &self.passed)?;
         let (checkers, first) = watch_backends(&loaded, &site, (&self.registry, &self.crew), Some(&old));
@@ -66,9 +67,12 @@ impl Governor {
     /// Puts a configuration in the place of the one that runs, and waits until every worker has done so.
     pub(super) async fn swap(&mut self, prepared: Prepared, verdict: &Verdict) {
         let (settled, waiting) = mpsc::channel(1);
+        let had = self.live.running().loaded.config.firewall.bans_file.as_ref().map(|file| file.value.clone());
+        let bans = prepared.loaded.bans.clone();
         self.swap_now(prepared, verdict, &settled);
         self.swapped.store(true, Ordering::Relaxed);
         drop(settled);
+        self.warden.take_over(bans, had.as_deref()).await;
         settle(waiting).await;
         // After user space: it never allows anybody who is denied now, and who is allowed now is let in at once.
         self.offload.follow(&self.live).await;

@@ -3,11 +3,23 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     path::Path,
 };
 
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, fstat, memfd_create, open};
+use tempfile::NamedTempFile;
+
+/// Puts a file there whole, or leaves what was there: written beside it, synced, and moved over it. Mode 0600.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    // The name is as safe as the content only when its folder is.
+    File::open(folder)?.sync_all()
+}
 
 /// Why a file was not read. The text ends with the cure.
 #[derive(Debug)]

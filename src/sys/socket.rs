@@ -4,6 +4,8 @@
 //! proves that, unless urgent data is pending (a read stops at the mark); a short `splice` proves nothing; a short
 //! `send` proves that the send buffer is full.
 
+mod beginning;
+
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -269,8 +271,7 @@ impl Socket {
     /// Whether the kernel has connected this socket to itself: a port of our own range that nobody listens on can meet
     /// its own SYN (RFC 9293, section 3.5, simultaneous open).
     pub fn is_connected_to_itself(&self, target: SocketAddr) -> bool {
-        let own = rustix::net::getsockname(&self.fd).ok().and_then(|own| SocketAddr::try_from(own).ok());
-        own == Some(target)
+        self.own_address() == Some(target)
     }
 
     /// Whether a read may have stopped at an urgent mark with more behind it. Also true when the peer has finished

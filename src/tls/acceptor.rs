@@ -116,6 +116,11 @@ impl Policy {
         (self.certificates.names() == certificates.names()).then(|| Arc::clone(&self.tickets))
     }
 
+    /// Whether a certificate is for this name, which is in its normal form.
+    pub fn covers(&self, name: &str) -> bool {
+        self.certificates.covers(name)
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }

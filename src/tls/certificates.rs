@@ -123,13 +123,19 @@ impl Certificates {
 
     /// Those that may answer a client that asks for this name, in the order they are tried; none refuses it.
     pub fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
-        let Some(name) = name else { return &self.default };
-        let name = normal(name);
-        let found = self.exact.get(name.as_str()).or_else(|| {
+        name.and_then(|name| self.named(&normal(name))).map_or(self.default.as_slice(), Vec::as_slice)
+    }
+
+    /// Whether a certificate is for this name, which is in its normal form.
+    pub fn covers(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
+    fn named(&self, name: &str) -> Option<&Vec<Arc<CertifiedKey>>> {
+        self.exact.get(name).or_else(|| {
             let (_, parent) = name.split_once('.')?;
             self.wildcard.get(parent)
-        });
-        found.map_or(self.default.as_slice(), Vec::as_slice)
+        })
     }
 }
 

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{Health, Stamps},
+    bans::Ban,
     config::Role,
+    metrics::BanKind,
+    moment::Moment,
     pool,
     site::Site,
     sys::clock,
@@ -19,6 +22,20 @@ use crate::{
 pub struct Memory {
     pools: Vec<Pool>,
     listeners: Vec<Listener>,
+    /// `None`: of a version that has none.
+    #[serde(default)]
+    bans: Option<Vec<Banned>>,
+}
+
+/// A network that is banned.
+#[derive(Debug, Serialize, Deserialize)]
+struct Banned {
+    network: String,
+    kind: BanKind,
+    reason: String,
+    since: i64,
+    /// Milliseconds of the monotonic clock.
+    end: Option<u64>,
 }
 
 /// A listener with TLS.
@@ -62,11 +79,24 @@ impl Memory {
             names: names(site, name),
             keys: tls.tickets().save(),
         });
-        Self { pools: site.pools.iter().map(|pool| Pool::of(pool)).collect(), listeners: listeners.collect() }
+        let bans = site.ledger.bans.list(clock::coarse());
+        let bans = bans.into_iter().map(|(network, Ban { kind, reason, since, end })| Banned {
+            network: network.to_string(),
+            kind,
+            reason,
+            since,
+            end: end.map(Moment::as_millis),
+        });
+        Self {
+            pools: site.pools.iter().map(|pool| Pool::of(pool)).collect(),
+            listeners: listeners.collect(),
+            bans: Some(bans.collect()),
+        }
     }
 
-    /// Recalls it for a site that nobody uses yet. What is configured differently now begins anew.
-    pub(super) fn recall(&self, site: &Site) {
+    /// Recalls it for a site that nobody uses yet, and says whether bans are part of it. What is configured differently now
+    /// begins anew.
+    pub(super) fn recall(&self, site: &Site) -> bool {
         for pool in &site.pools {
             if let Some(known) = self.pools.iter().find(|known| *known.name == *pool.name) {
                 known.recall(pool);
@@ -79,6 +109,13 @@ impl Memory {
                 tls.tickets().recall(&known.keys);
             }
         }
+        let Some(bans) = &self.bans else { return false };
+        let bans = bans.iter().filter_map(|Banned { network, kind, reason, since, end }| {
+            let end = end.map(Moment::from_millis);
+            Some((network.parse().ok()?, Ban { kind: *kind, reason: reason.clone(), since: *since, end }))
+        });
+        site.ledger.bans.add(bans, clock::coarse());
+        true
     }
 }
 

@@ -108,9 +108,9 @@ impl Inheritance {
         Ok(Self { ports, passed, doors, offload, memory: deed.memory, given, line })
     }
 
-    /// Puts what is known into a site that nobody uses yet.
-    pub fn recall(&self, site: &Site) {
-        self.memory.recall(site);
+    /// Puts what is known into a site that nobody uses yet, and says whether bans are part of it.
+    pub fn recall(&self, site: &Site) -> bool {
+        self.memory.recall(site)
     }
 
     /// Everything is ready but the workers. Returns when they are to be started, with what was counted before; what is left

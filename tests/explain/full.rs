@@ -39,6 +39,11 @@ fn each_rule_of_the_full_file_is_explained_as_written_down() {
         ("one-net", "--from 198.51.100.7"),
         ("partners", "--from ::ffff:192.0.2.5 --listener mysql"),
         ("default", "--from 8.8.8.8 --sni elsewhere.example --listener https"),
+        ("behind", "--from 203.0.113.9 --proxied-by 10.0.8.4 --listener behind"),
+        ("behind_denied", "--from 192.0.2.5 --proxied-by 10.0.8.4"),
+        ("behind_peer", "--from 10.0.8.4 --listener behind"),
+        ("behind_peer_denied", "--from 203.0.113.9 --proxied-by 192.0.2.5"),
+        ("behind_untrusted", "--from 203.0.113.9 --listener behind"),
     ] {
         let ended = explain(directory.path(), words);
         assert_eq!(ended.code, Some(0), "{words}: {}", ended.stderr);
@@ -83,6 +88,8 @@ fn wrong_questions_have_an_answer() {
         ("--from 1.2.3.4 --sni a..b", 64, "not a host name"),
         ("--sni foobar.com", 64, "--from"),
         ("--from 1.2.3.4 --listener htps", 1, "did you mean `https`?"),
+        ("--from 1.2.3.4 --proxied-by 10.0.8.0/24", 64, "one address, not a network"),
+        ("--from 1.2.3.4 --proxied-by 10.0.8.4 --listener https", 1, "listener `https` takes no header"),
         ("--from 1.2.3.4 --config none.toml", 64, ""),
     ] {
         let ended = explain(directory.path(), words);

@@ -2,7 +2,7 @@
 
 mod faults;
 mod mariadb;
-mod namespace;
+pub mod namespace;
 mod probes;
 mod start;
 

@@ -116,6 +116,26 @@ fn a_full_handshake_costs_at_most_four_calls_more() {
 }
 
 #[test]
+fn f5_a_client_at_the_limit_of_its_source_costs_at_most_three_calls() {
+    const UNITS: u64 = 3_000;
+    let _turn = turn();
+    let backend = Backend::greeting(b"hi");
+    let gate = gate(&backend, "[firewall.limits]\nconnections = 1\n");
+    let mut held = client::connect(gate.address("tcp"));
+    held.read_exact(&mut [0; 2]).unwrap();
+    let connection = || {
+        let stream = client::try_connect_from([127, 0, 0, 1].into(), gate.address("tcp"));
+        assert!(stream.is_none_or(|mut stream| stream.read(&mut [0]).is_err()));
+    };
+    let Some(calls) = counted(&gate, UNITS, connection) else { return };
+    println!("limited client: {}", calls.per(UNITS));
+    // An accept that finds nobody belongs to the wait for the next client.
+    at_most(calls.work() - calls.of(&["accept4"]), UNITS, 2.0, "an option and the close");
+    drop(held);
+    gate.finish();
+}
+
+#[test]
 fn f5_a_denied_client_costs_at_most_three_calls() {
     const UNITS: u64 = 3_000;
     let _turn = turn();

@@ -4,6 +4,7 @@ mod accept;
 mod admin;
 mod descriptors;
 mod handshakes;
+mod headers;
 mod panics;
 mod restart;
 mod truth;

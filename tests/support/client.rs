@@ -28,10 +28,20 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 /// As [`connect`], from this source address.
 #[track_caller]
 pub fn connect_from(source: IpAddr, address: SocketAddr) -> TcpStream {
+    try_connect_from(source, address).expect("a connection")
+}
+
+/// As [`connect_from`], where the other side resets at once: that may come before the connect has returned, and is no
+/// connection then.
+#[track_caller]
+pub fn try_connect_from(source: IpAddr, address: SocketAddr) -> Option<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.bind(&SockAddr::from(SocketAddr::new(source, 0))).expect("a local source address");
-    socket.connect(&SockAddr::from(address)).expect("a connection");
-    bounded(socket.into())
+    match socket.connect(&SockAddr::from(address)) {
+        Ok(()) => Some(bounded(socket.into())),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+        Err(error) => panic!("no connection: {error}"),
+    }
 }
 
 /// As [`connect`], in segments of an Ethernet's size: the buffers on the way are then small, as on a network.

@@ -80,6 +80,14 @@ impl Namespace {
         std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// Makes every address of a network one of its own.
+    #[track_caller]
+    pub fn own(&self, network: &str) {
+        let arguments = ["-n", &self.name, "route", "add", "local", network, "dev", "lo"];
+        let done = programs::run(&self.ip, &arguments, Path::new("/"), b"");
+        assert!(done.success, "{}", done.stderr);
+    }
+
     /// What its packet filter answers.
     #[track_caller]
     pub fn nft(&self, words: &[&str]) -> programs::Output {

@@ -12,7 +12,7 @@ use std::{
 use super::{LATE, wait_for};
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("mariadb", "mariadb-client"),
     ("mariadb-install-db", "mariadb-server"),
@@ -21,6 +21,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("setpriv", "util-linux"),
     ("systemd-analyze", "systemd"),
     ("systemd-socket-activate", "systemd"),
+    ("unshare", "util-linux"),
 ];
 
 /// Where a program is. Missing: a failure in CI, a line to read elsewhere.

@@ -13,11 +13,13 @@ use super::{
     Arguments,
     firewall::{Firewall, firewall},
     pool::{Pool, pool},
+    proxy::{Proxy, proxy},
     tls::{Tls, tls},
 };
 use crate::{
+    cidr::Cidr,
     config::{
-        Auto, Config, Listener,
+        Auto, Config, Listener, ListenerLimits,
         places::{Places, Spot},
     },
     firewall::Action,
@@ -27,6 +29,7 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub(super) struct Explained {
     pub(super) client: IpAddr,
+    pub(super) proxied_by: Option<IpAddr>,
     pub(super) sni: Option<String>,
     pub(super) listeners: Vec<AtListener>,
 }
@@ -35,16 +38,19 @@ pub(super) struct Explained {
 pub(super) struct AtListener {
     pub(super) listener: Fact<String>,
     pub(super) binds: Vec<SocketAddr>,
-    /// Why this client cannot get here at all.
+    /// Why whoever connects cannot get here at all.
     pub(super) unreachable: Option<&'static str>,
+    /// Where clients are brought by others: what is made of who connects.
+    pub(super) proxy: Option<Proxy>,
     pub(super) firewall: Firewall,
-    /// What comes after the firewall; nothing for a client that is denied.
+    /// What comes after the firewall; nothing for a client that is denied, or that nobody may bring.
     pub(super) admitted: Option<Admitted>,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Admitted {
     pub(super) limits: Limits,
+    pub(super) sources: Sources,
     /// `None`: plain TCP.
     pub(super) tls: Option<Tls>,
     pub(super) pool: Pool,
@@ -56,6 +62,23 @@ pub(super) struct Admitted {
 pub(super) struct Limits {
     pub(super) process: Fact<Option<usize>>,
     pub(super) listener: Fact<Option<usize>>,
+}
+
+/// What the source of the client may do here.
+#[derive(Debug, Serialize)]
+pub(super) struct Sources {
+    /// The network that counts as one source.
+    pub(super) source: String,
+    /// Only at this listener; otherwise at every listener without limits of its own together.
+    pub(super) own: bool,
+    /// `None`: as many as come.
+    pub(super) connections: Option<Fact<u32>>,
+    pub(super) new_per_second: Option<Fact<u32>>,
+    pub(super) burst: Option<Fact<u32>>,
+    /// The network that no limit is for, if the client is in one.
+    pub(super) exempt: Option<Fact<String>>,
+    /// Where limits are switched off for this listener.
+    pub(super) off: Option<Fact<bool>>,
 }
 
 /// In seconds.
@@ -94,6 +117,8 @@ impl Serialize for Seconds {
 /// What is asked about, and the file that answers.
 pub(super) struct Question<'a> {
     pub(super) client: IpAddr,
+    /// Who brings it.
+    pub(super) proxied_by: Option<IpAddr>,
     pub(super) sni: Option<&'a str>,
     pub(super) config: &'a Config,
     pub(super) path: &'a Path,
@@ -108,18 +133,31 @@ impl Question<'_> {
     }
 }
 
+impl AtListener {
+    /// Whether the firewall lets in who connects.
+    pub(super) fn lets_peer_in(&self) -> bool {
+        let of_peer = self.proxy.as_ref().and_then(|proxy| proxy.firewall.as_ref());
+        of_peer.unwrap_or(&self.firewall).action == Action::Allow.as_str()
+    }
+}
+
 pub(super) fn explain(source: &Text, loaded: &Loaded, arguments: &Arguments) -> Result<Explained, Failure> {
     let question = Question {
         client: arguments.from,
+        proxied_by: arguments.proxied_by,
         sni: arguments.sni.as_deref(),
         config: &loaded.config,
         path: &source.path,
         places: Places::of(&source.text),
     };
-    let asked = |listener: &Listener| arguments.listener.as_ref().is_none_or(|name| *name == listener.name);
+    let asked = |listener: &Listener| {
+        arguments.listener.as_ref().is_none_or(|name| *name == listener.name)
+            && (arguments.proxied_by.is_none() || listener.proxy_protocol.is_some())
+    };
     let listeners = loaded.config.listeners.iter().zip(&loaded.listeners).filter(|(listener, _)| asked(listener));
     Ok(Explained {
         client: arguments.from,
+        proxied_by: arguments.proxied_by,
         sni: arguments.sni.clone(),
         listeners: listeners
             .map(|(listener, materials)| at_listener(&question, listener, materials))
@@ -128,12 +166,15 @@ pub(super) fn explain(source: &Text, loaded: &Loaded, arguments: &Arguments) -> 
 }
 
 fn at_listener(question: &Question<'_>, listener: &Listener, materials: &Materials) -> Result<AtListener, Failure> {
-    let firewall = firewall(question, materials)?;
-    let admitted = firewall.action == Action::Allow.as_str();
+    let required = listener.proxy_protocol.as_ref();
+    let proxy = required.map(|required| proxy(question, listener, required, materials)).transpose()?;
+    let firewall = firewall(question, question.client, materials)?;
+    let admitted = firewall.action == Action::Allow.as_str() && proxy.as_ref().is_none_or(super::proxy::Proxy::lets_in);
     Ok(AtListener {
         listener: question.fact(listener.name.clone(), &[question.places.key("listener").key(&listener.name)]),
         binds: listener.binds.iter().map(|bind| bind.value).collect(),
-        unreachable: unreachable(question.client, listener),
+        unreachable: unreachable(question.proxied_by.unwrap_or(question.client), listener),
+        proxy,
         firewall,
         admitted: if admitted { admit(question, listener, materials) } else { None },
     })
@@ -155,6 +196,7 @@ fn admit(question: &Question<'_>, listener: &Listener, materials: &Materials) ->
             process: question.fact(process, &[global.key("max_connections")]),
             listener: question.fact(most, &[own.key("max_connections")]),
         },
+        sources: sources(question, listener),
         tls: listener.tls.as_ref().map(|config| tls(question, listener, config, &materials.certificates)),
         pool: pool(question, listener, pool_config),
         timeouts: Timeouts {
@@ -166,6 +208,34 @@ fn admit(question: &Question<'_>, listener: &Listener, materials: &Materials) ->
             max_age: of_listener("max_age", timeouts.max_age),
         },
     })
+}
+
+fn sources(question: &Question<'_>, listener: &Listener) -> Sources {
+    let own = question.places.key("listener").key(&listener.name).key("limits");
+    let shared = question.places.key("firewall").key("limits");
+    let (limits, off) = match &listener.limits {
+        ListenerLimits::Own(limits) => (limits, None),
+        ListenerLimits::Shared => (&question.config.firewall.limits, None),
+        ListenerLimits::Off => (&question.config.firewall.limits, Some(question.fact(true, &[own]))),
+    };
+    let is_limited = off.is_none();
+    let fact = |key, value| question.fact(value, &[own.key(key), shared.key(key)]);
+    let rate = limits.rate.filter(|_| is_limited);
+    let network = Cidr::truncated(question.client, limits.prefixes.prefix_of(question.client));
+    let exempt = limits.exempt.iter().enumerate().find(|(_, network)| network.contains(question.client));
+    let exempt = exempt.filter(|_| is_limited && (limits.connections.is_some() || rate.is_some()));
+    Sources {
+        source: network.map_or_else(|_| question.client.to_string(), |(network, _)| network.to_string()),
+        own: matches!(listener.limits, ListenerLimits::Own(_)),
+        connections: limits.connections.filter(|_| is_limited).map(|most| fact("connections", most.get())),
+        new_per_second: rate.map(|rate| fact("new_per_second", rate.new_per_second.get())),
+        burst: rate.map(|rate| fact("burst", rate.burst.get())),
+        exempt: exempt.map(|(index, network)| {
+            let written = [own.key("exempt"), shared.key("exempt")].into_iter().find(|spot| spot.line().is_some());
+            question.fact(network.to_string(), &written.map(|list| list.at(index)).into_iter().collect::<Vec<_>>())
+        }),
+        off,
+    }
 }
 
 /// The nearest one that is written holds.

@@ -1,5 +1,7 @@
 //! The firewall's part: what the compiled table says, and which line of which file made it say so.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
@@ -37,10 +39,10 @@ pub(super) struct Shadow {
     pub(super) network: Fact<String>,
 }
 
-pub(super) fn firewall(question: &Question<'_>, materials: &Materials) -> Result<Firewall, Failure> {
+pub(super) fn firewall(question: &Question<'_>, address: IpAddr, materials: &Materials) -> Result<Firewall, Failure> {
     let config = &question.config.firewall;
     let written = question.places.key("firewall");
-    let verdict = materials.table.verdict(question.client);
+    let verdict = materials.table.verdict(address);
     let rule_of = |number: u16| {
         let index = *materials.rules.get(usize::from(number))?;
         Some((index, config.rules.get(index)?))
@@ -49,7 +51,7 @@ pub(super) fn firewall(question: &Question<'_>, materials: &Materials) -> Result
         Ok(Shadow {
             rule: named(question, index, rule),
             action: rule.action.as_str(),
-            network: network(question, index, rule)?,
+            network: network(question, address, (index, rule))?,
         })
     });
     let shadows = shadows.collect::<Result<Vec<_>, Failure>>()?;
@@ -60,7 +62,7 @@ pub(super) fn firewall(question: &Question<'_>, materials: &Materials) -> Result
     let denied = verdict.action == Action::Deny;
     let is_offloaded = denied && shadows.is_empty() && config.offload != Offload::Off;
     let (rule, network) = match verdict.rule.and_then(rule_of) {
-        Some((index, rule)) => (named(question, index, rule), Some(network(question, index, rule)?)),
+        Some((index, rule)) => (named(question, index, rule), Some(network(question, address, (index, rule))?)),
         None => (question.fact("default".to_owned(), &[written.key("default")]), None),
     };
     Ok(Firewall {
@@ -77,12 +79,12 @@ fn named(question: &Question<'_>, index: usize, rule: &Rule) -> Fact<String> {
     question.fact(rule.name.clone(), &[question.places.key("firewall").key("rules").at(index).key("name")])
 }
 
-/// The narrowest network of the rule that holds the client.
-fn network(question: &Question<'_>, index: usize, rule: &Rule) -> Result<Fact<String>, Failure> {
+/// The narrowest network of the rule that holds the address.
+fn network(question: &Question<'_>, address: IpAddr, (index, rule): (usize, &Rule)) -> Result<Fact<String>, Failure> {
     let list = match &rule.networks {
         Networks::File(list) => &list.value,
         Networks::Inline(networks) => {
-            let holding = networks.iter().enumerate().filter(|(_, network)| network.contains(question.client));
+            let holding = networks.iter().enumerate().filter(|(_, network)| network.contains(address));
             let (at, network) = holding
                 .max_by_key(|(_, network)| network.prefix_len())
                 .ok_or_else(|| anyhow!("rule `{}` matched without a network: this is a bug", rule.name))?;
@@ -92,7 +94,7 @@ fn network(question: &Question<'_>, index: usize, rule: &Rule) -> Result<Fact<St
     };
     // Where things stand in a list is not kept: it is looked for again.
     let bytes = read_bounded(list, LIST_LIMIT).with_context(|| format!("cannot use list `{}`", list.display()))?;
-    let (network, line) = find_in_list(&bytes, question.client)
+    let (network, line) = find_in_list(&bytes, address)
         .ok_or_else(|| anyhow!("list `{}` changed while it was read: ask again", list.display()))?;
     Ok(Fact { value: network.to_string(), at: Some(Place { file: list.display().to_string(), line }) })
 }

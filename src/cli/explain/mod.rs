@@ -3,6 +3,7 @@
 mod facts;
 mod firewall;
 mod pool;
+mod proxy;
 mod text;
 mod tls;
 
@@ -23,6 +24,9 @@ pub(super) struct Arguments {
     /// Address of the client
     #[arg(long, value_name = "IP", value_parser = client)]
     from: IpAddr,
+    /// The balancer that brings the client, for listeners that take PROXY headers; without it, --from itself connects
+    #[arg(long, value_name = "IP", value_parser = client)]
+    proxied_by: Option<IpAddr>,
     /// Host name that the client asks for in its TLS handshake
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     sni: Option<String>,
@@ -41,6 +45,9 @@ pub(super) fn explain(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(name) = &arguments.listener {
         known(&loaded.config, name)?;
     }
+    if arguments.proxied_by.is_some() {
+        takes_headers(&loaded.config, arguments.listener.as_deref())?;
+    }
     let explained = facts::explain(&source, &loaded, arguments)?;
     if arguments.json {
         return say(&serde_json::to_string(&explained).map_err(anyhow::Error::from)?);
@@ -58,6 +65,17 @@ fn known(config: &Config, name: &str) -> Result<(), Failure> {
         None => format!("listeners: {}", names.join(", ")),
     };
     Err(Failure::Other(anyhow!("no listener `{}`; {cure}", name.escape_debug())))
+}
+
+/// Where nobody brings clients, whoever connects is one.
+fn takes_headers(config: &Config, name: Option<&str>) -> Result<(), Failure> {
+    let asked = |listener: &&Listener| name.is_none_or(|name| name == listener.name);
+    if config.listeners.iter().filter(asked).any(|listener| listener.proxy_protocol.is_some()) {
+        return Ok(());
+    }
+    let who = name.map_or("no listener takes".to_owned(), |name| format!("listener `{name}` takes no"));
+    let header = if name.is_some() { "header" } else { "a header" };
+    Err(Failure::Other(anyhow!("{who} {header} of the PROXY protocol: leave --proxied-by out")))
 }
 
 /// As strict as the configuration: what two programs could read differently is refused.

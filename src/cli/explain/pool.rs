@@ -20,6 +20,8 @@ pub(super) struct Pool {
     /// Active ones first, then the backups.
     pub(super) backends: Vec<Fact<Backend>>,
     pub(super) retries: Fact<u32>,
+    /// The header that backends get before anything else.
+    pub(super) send_proxy: Fact<&'static str>,
     /// What else decides, and is known to the running process alone.
     pub(super) unknown: &'static str,
 }
@@ -37,7 +39,8 @@ pub(super) struct Backend {
     pub(super) max_connections: Option<u32>,
 }
 
-const UNKNOWN: &str = "health, load and changes by hand are known to the running process: `sluicegate status`";
+const UNKNOWN: &str =
+    "health, load, changes by hand and bans are known to the running process: `sluicegate status`, `sluicegate bans`";
 
 pub(super) fn pool(question: &Question<'_>, listener: &Listener, config: &config::Pool) -> Pool {
     let written = question.places.key("pool").key(&config.name);
@@ -53,6 +56,7 @@ pub(super) fn pool(question: &Question<'_>, listener: &Listener, config: &config
         ordered: is_by_source(config.balance),
         backends: order.iter().filter_map(backend).collect(),
         retries: question.fact(config.retries, &[written.key("retries")]),
+        send_proxy: question.fact(config.send_proxy.as_str(), &[written.key("send_proxy")]),
         unknown: UNKNOWN,
     }
 }

@@ -6,9 +6,10 @@ use jiff::fmt::friendly::SpanPrinter;
 
 use super::{
     super::table::columns,
-    facts::{Admitted, AtListener, Explained, Fact, Limits, Place, Seconds, Timeouts},
+    facts::{Admitted, AtListener, Explained, Fact, Limits, Place, Seconds, Sources, Timeouts},
     firewall::Firewall,
     pool::{Backend, Pool},
+    proxy::Proxy,
     tls::{Answer, Tls},
 };
 
@@ -22,22 +23,34 @@ pub(super) fn text(explained: &Explained) -> String {
 
 fn at_listener(explained: &Explained, at: &AtListener) -> String {
     let binds: Vec<_> = at.binds.iter().map(ToString::to_string).collect();
-    let verdict = if at.admitted.is_some() { "allowed" } else { "denied" };
-    let title = format!("{} at listener `{}` ({}): {verdict}", explained.client, at.listener.value, binds.join(" "));
+    let verdict = match &at.proxy {
+        _ if at.admitted.is_some() => "allowed",
+        Some(proxy) if proxy.trusted.is_none() && at.lets_peer_in() => "closed",
+        _ => "denied",
+    };
+    let who = match explained.proxied_by {
+        Some(peer) => format!("{} brought by {peer}", explained.client),
+        None => explained.client.to_string(),
+    };
+    let title = format!("{who} at listener `{}` ({}): {verdict}", at.listener.value, binds.join(" "));
     let mut rows = Vec::new();
     if let Some(why) = at.unreachable {
         rows.push(vec!["note".to_owned(), why.to_owned(), place(at.listener.at.as_ref())]);
     }
-    firewall(&at.firewall, &mut rows);
+    judged(at, &mut rows);
     match &at.admitted {
         Some(admitted) => {
-            let Admitted { limits: most, tls: policy, pool: to, timeouts: times } = admitted;
+            let Admitted { limits: most, sources: of_source, tls: policy, pool: to, timeouts: times } = admitted;
             limits(most, &mut rows);
+            sources(of_source, &mut rows);
             if let Some(policy) = policy {
                 tls(policy, explained.sni.as_deref(), &mut rows);
             }
             pool(to, &mut rows);
             timeouts(times, &mut rows);
+        }
+        None if at.proxy.as_ref().is_some_and(|proxy| proxy.firewall.is_some() && proxy.lets_in()) => {
+            rows.push(row("", "no backend hears of it"));
         }
         None => rows.push(row("", "nothing is read from it, and no backend hears of it")),
     }
@@ -58,25 +71,60 @@ fn indented(mut row: Row) -> Row {
     row
 }
 
-fn firewall(firewall: &Firewall, rows: &mut Vec<Row>) {
+/// Who connects, whether it may bring clients, and the client: each only if the one before does not end it.
+fn judged(at: &AtListener, rows: &mut Vec<Row>) {
+    let Some(found) = &at.proxy else { return firewall("firewall", &at.firewall, rows) };
+    match &found.firewall {
+        Some(verdict) => firewall("peer", verdict, rows),
+        None => firewall("firewall", &at.firewall, rows),
+    }
+    if at.lets_peer_in() {
+        proxy(found, rows);
+    }
+    if found.firewall.is_some() && found.lets_in() {
+        firewall("firewall", &at.firewall, rows);
+    }
+}
+
+fn proxy(proxy: &Proxy, rows: &mut Vec<Row>) {
+    let Proxy { peer, trusted, from, timeout, firewall: verdict } = proxy;
+    let Some(network) = trusted else {
+        let words = format!("{peer} is none of those that bring clients here: closed, whatever it sends");
+        rows.push(fact("proxy", words, from));
+        return;
+    };
+    rows.push(fact("proxy", format!("{peer} is one of those that bring clients here: {}", network.value), network));
+    let Seconds(time) = timeout.value;
+    rows.push(fact(
+        "proxy",
+        format!("it has {} for the PROXY header, and is closed without one", duration(time)),
+        timeout,
+    ));
+    if verdict.is_none() {
+        let ask = format!("what follows is for itself; of others: --from CLIENT --proxied-by {peer}");
+        rows.push(row("proxy", &ask));
+    }
+}
+
+fn firewall(label: &str, firewall: &Firewall, rows: &mut Vec<Row>) {
     for shadow in &firewall.shadows {
         let words = format!("shadow rule `{}` would {} it", shadow.rule.value, shadow.action);
-        matched("firewall", words, &shadow.rule, &shadow.network, rows);
+        matched(label, words, &shadow.rule, &shadow.network, rows);
     }
     let Firewall { action, rule, .. } = firewall;
     match &firewall.network {
         Some(network) => {
             let words = format!("rule `{}` {} it", rule.value, third_person(action));
-            matched("firewall", words, rule, network, rows);
+            matched(label, words, rule, network, rows);
         }
-        None => rows.push(fact("firewall", format!("no rule decides, the default {} it", third_person(action)), rule)),
+        None => rows.push(fact(label, format!("no rule decides, the default {} it", third_person(action)), rule)),
     }
     if let Some(deny_action) = &firewall.deny_action {
         let words = match deny_action.value {
             "reset" => "reset: it gets RST",
             _ => "drop: closed without a byte",
         };
-        rows.push(fact("firewall", words.to_owned(), deny_action));
+        rows.push(fact(label, words.to_owned(), deny_action));
     }
     if let Some(offload) = &firewall.offload {
         let words = "nftables: the kernel denies it before, unless its rule has too many networks";
@@ -104,6 +152,28 @@ fn limits(limits: &Limits, rows: &mut Vec<Row>) {
     rows.push(fact("connections", format!("of the process: {process}"), &limits.process));
     let listener = words(limits.listener.value, "as many as the process");
     rows.push(fact("connections", format!("of the listener: {listener}"), &limits.listener));
+}
+
+fn sources(sources: &Sources, rows: &mut Vec<Row>) {
+    let Sources { source, own, connections, new_per_second, burst, exempt, off } = sources;
+    if let Some(off) = off {
+        rows.push(fact("limits", "of its source: switched off for this listener".to_owned(), off));
+    } else if let Some(exempt) = exempt {
+        rows.push(fact("limits", format!("of its source: none, {} is exempt", exempt.value), exempt));
+    } else {
+        let whole = if *own { "at this listener" } else { "at all listeners without limits of their own" };
+        if let Some(most) = connections {
+            rows.push(fact("limits", format!("of {source}: {} connections {whole}", most.value), most));
+        }
+        if let Some((rate, burst)) = new_per_second.as_ref().zip(burst.as_ref()) {
+            let words = format!("of {source}: {} new per second {whole}", rate.value);
+            rows.push(fact("limits", words, rate));
+            rows.push(fact("limits", format!("and {} at once after a pause", burst.value), burst));
+        }
+        if connections.is_none() && new_per_second.is_none() {
+            rows.push(row("limits", "of its source: none"));
+        }
+    }
 }
 
 fn tls(tls: &Tls, sni: Option<&str>, rows: &mut Vec<Row>) {
@@ -159,6 +229,10 @@ fn pool(pool: &Pool, rows: &mut Vec<Row>) {
         more => format!("after a failed connect, at most {more} more of the same role"),
     };
     rows.push(fact("retries", retries, &pool.retries));
+    if pool.send_proxy.value != "off" {
+        let words = format!("backends are told of the client by a PROXY header, {}", pool.send_proxy.value);
+        rows.push(fact("send_proxy", words, &pool.send_proxy));
+    }
     rows.push(row("not known", pool.unknown));
 }
 

@@ -8,7 +8,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    Backend, Check, CheckHttp, CheckKind, CheckTls, OnAllDown, OnDown, Outlier, Pool, Role, Secret,
+    Backend, Check, CheckHttp, CheckKind, CheckTls, OnAllDown, OnDown, Outlier, Pool, Role, Secret, SendProxy,
     file::{self, Switch},
 };
 use crate::{
@@ -63,6 +63,7 @@ pub fn pool(file: &file::Pool, timeouts: Timeouts) -> Option<Pool> {
             Some(Switch::On(written)) => Some(outlier(written)),
         },
         slow_start: value(&file.slow_start, DEFAULT_SLOW_START),
+        send_proxy: value(&file.send_proxy, SendProxy::Off),
         on_down: value(&file.on_down, on_down),
         on_all_down: value(&file.on_all_down, on_all_down),
         queue: timeouts.queue,

@@ -10,7 +10,7 @@ use std::{
 
 use rustls::pki_types::ServerName;
 
-use super::{DatabaseRole, Expect, OnAllDown, OnDown, Role, Secret};
+use super::{DatabaseRole, Expect, OnAllDown, OnDown, Role, Secret, SendProxy};
 use crate::{
     balance::Balance,
     config::{
@@ -33,6 +33,7 @@ pub struct Pool {
     pub check: Option<Switch<Check>>,
     pub outlier: Option<Switch<Outlier>>,
     pub slow_start: Written<Duration>,
+    pub send_proxy: Written<SendProxy>,
     pub on_down: Written<OnDown>,
     pub on_all_down: Written<OnAllDown>,
     pub panic_threshold: Written<u8>,
@@ -139,6 +140,7 @@ pub const POOL: Schema = Schema {
         "check",
         "outlier",
         "slow_start",
+        "send_proxy",
         "on_down",
         "on_all_down",
         "panic_threshold",
@@ -187,6 +189,7 @@ pub const CHECK_MYSQL: Schema = Schema {
 };
 
 pub const ROLE: &[(&str, Role)] = &[("active", Role::Active), ("backup", Role::Backup)];
+pub const SEND_PROXY: &[(&str, SendProxy)] = &[("off", SendProxy::Off), ("v1", SendProxy::V1), ("v2", SendProxy::V2)];
 pub const ON_DOWN: &[(&str, OnDown)] = &[("keep", OnDown::Keep), ("close", OnDown::Close)];
 pub const ON_ALL_DOWN: &[(&str, OnAllDown)] = &[("open", OnAllDown::Open), ("close", OnAllDown::Close)];
 pub const CHECK_TYPE: &[(&str, CheckType)] = &[

@@ -37,6 +37,8 @@ pub struct Pool {
     pub outlier: Option<Outlier>,
     /// How long a recovered backend takes to get its whole share; `Duration::ZERO` is at once.
     pub slow_start: Duration,
+    /// What its backends are told of the client.
+    pub send_proxy: SendProxy,
     pub on_down: OnDown,
     pub on_all_down: OnAllDown,
     /// Longest wait for a place on a full backend; `Duration::ZERO` is no queue.
@@ -63,6 +65,26 @@ pub enum Role {
     Active,
     /// Used only when every active one is down.
     Backup,
+}
+
+/// The header of the PROXY protocol that backends get before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendProxy {
+    Off,
+    V1,
+    V2,
+}
+
+impl SendProxy {
+    /// The word of the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
 }
 
 /// What happens to the live connections of a backend that goes down.

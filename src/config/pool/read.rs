@@ -6,7 +6,7 @@ use super::{
     file::{
         BACKEND, BALANCE, Backend, CHECK_HTTP, CHECK_TYPE, Check, CheckHttp, CheckKind, CheckTls, CheckType,
         DATABASE_ROLE, MOST_IN_A_ROW, MOST_QUEUED, MOST_RETRIES, MOST_WEIGHT, ON_ALL_DOWN, ON_DOWN, OUTLIER, Outlier,
-        POOL_TIMEOUTS, Pool, ROLE, Switch,
+        POOL_TIMEOUTS, Pool, ROLE, SEND_PROXY, Switch,
     },
     value as own,
 };
@@ -37,6 +37,7 @@ pub fn pool(name: Located<String>, table: &Table, base: &Path, report: &mut Repo
         check: check(table, title("check"), base, report),
         outlier: outlier(table, title("outlier"), report),
         slow_start: table.read("slow_start", report, value::duration(DAY_OR_NEVER)),
+        send_proxy: table.read("send_proxy", report, value::word(SEND_PROXY)),
         on_down: table.read("on_down", report, value::word(ON_DOWN)),
         on_all_down: table.read("on_all_down", report, value::word(ON_ALL_DOWN)),
         panic_threshold: table.read("panic_threshold", report, own::percent),

@@ -13,12 +13,14 @@ use std::{
 };
 
 use rustix::io::Errno;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    config::{self, CheckKind},
+    address::canonical,
+    config::{self, CheckKind, SendProxy},
     load::CheckMaterials,
     metrics::CheckResult,
+    proxy_protocol::encode,
     sys::reserve::Reserve,
 };
 
@@ -27,6 +29,8 @@ use crate::{
 pub struct Probe {
     target: SocketAddr,
     question: Question,
+    /// The header that goes before the question.
+    header: SendProxy,
     reserve: Arc<Reserve>,
 }
 
@@ -67,8 +71,15 @@ const MOST_BYTES: usize = 60;
 const MOST_WORDS: usize = 200;
 
 impl Probe {
-    /// A question for `backend`. When clients have taken every descriptor, one of `reserve` is used.
-    pub fn new(check: &config::Check, materials: &CheckMaterials, backend: SocketAddr, reserve: &Arc<Reserve>) -> Self {
+    /// A question for `backend`, whose clients have this `header` before what they say. When they have taken every
+    /// descriptor, one of `reserve` is used.
+    pub fn new(
+        check: &config::Check,
+        header: SendProxy,
+        materials: &CheckMaterials,
+        backend: SocketAddr,
+        reserve: &Arc<Reserve>,
+    ) -> Self {
         let target = SocketAddr::new(check.address.unwrap_or(backend.ip()), check.port.unwrap_or(backend.port()));
         let tls = |names: &config::CheckTls| {
             let client = materials.tls.as_ref()?;
@@ -88,7 +99,9 @@ impl Probe {
                 Question::Mysql(mysql::Mysql::new(target, user, &materials.password, *role))
             }
         };
-        Self { target, question, reserve: Arc::clone(reserve) }
+        // Another address than that of the traffic need not speak like it.
+        let header = if check.address.is_some() || check.port.is_some() { SendProxy::Off } else { header };
+        Self { target, question, header, reserve: Arc::clone(reserve) }
     }
 
     /// Where it asks.
@@ -106,22 +119,40 @@ impl Probe {
     }
 
     async fn ask_once(&self, progress: &Progress) -> Result<(), Failure> {
-        if let Question::Mysql(mysql) = &self.question {
-            return mysql.ask(progress).await;
+        if let Question::Mysql(mysql) = &self.question
+            && self.header == SendProxy::Off
+        {
+            return mysql.ask(progress, None).await;
         }
-        let stream = connect(self.target).await?;
+        let mut stream = connect(self.target).await?;
+        self.say_header(&mut stream).await?;
         progress.reach("connected, but no answer");
         match &self.question {
             Question::Tcp => {
-                // Nothing was said, so a reset loses nothing, and no port waits for a minute after each check.
-                let _ = stream.set_zero_linger();
+                if self.header == SendProxy::Off {
+                    // Nothing was said, so a reset loses nothing, and no port waits for a minute after each check.
+                    let _ = stream.set_zero_linger();
+                }
                 Ok(())
             }
             Question::Tls(tls) => tls.handshake(stream).await.map(drop),
             Question::Http(http) => http.ask(stream, progress).await,
             Question::SendExpect(exchange) => exchange.ask(stream, progress).await,
-            Question::Mysql(mysql) => mysql.ask(progress).await,
+            Question::Mysql(mysql) => mysql.ask(progress, Some(stream)).await,
         }
+    }
+
+    /// Nobody is brought: version 2 has a word for that, and in version 1 the addresses are those of the check (traps P9).
+    async fn say_header(&self, stream: &mut TcpStream) -> Result<(), Failure> {
+        let header = match self.header {
+            SendProxy::Off => return Ok(()),
+            SendProxy::V1 => {
+                let own = stream.local_addr().map_err(|error| Failure::io("connect", &error))?;
+                encode::v1(canonical(own), canonical(self.target))
+            }
+            SendProxy::V2 => encode::local(),
+        };
+        stream.write_all(&header).await.map_err(|error| Failure::io("send", &error))
     }
 }
 

@@ -1,7 +1,8 @@
 //! A login at a database server of the `MySQL` family, and what it says about its role.
 
 use std::{
-    net::SocketAddr,
+    io,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
     thread,
@@ -9,7 +10,11 @@ use std::{
 };
 
 use mysql_async::{Conn, Error, Opts, OptsBuilder, Value, prelude::Queryable as _};
-use tokio::task::JoinSet;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 use zeroize::Zeroizing;
 
 use super::{Failure, Progress, words};
@@ -23,6 +28,9 @@ pub struct Mysql {
     login: Login,
     role: Option<DatabaseRole>,
 }
+
+/// How long a server may take to close when it was told goodbye.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// After this a peer that is gone without a word is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -62,11 +70,15 @@ impl Mysql {
     }
 
     /// In a task of its own: the client trusts the server to keep to the protocol, and a panic must not end the checks.
-    pub async fn ask(&self, progress: &Progress) -> Result<(), Failure> {
+    /// `stream` is a connection that something was said on already; without one it makes its own.
+    pub async fn ask(&self, progress: &Progress, stream: Option<TcpStream>) -> Result<(), Failure> {
         progress.reach("no login");
         let (login, role) = (self.login.0.clone(), self.role);
         let mut task = JoinSet::new();
-        task.spawn(Abandoned(Some(Box::pin(exchange(login, role)))));
+        task.spawn(Abandoned(Some(match stream {
+            None => Box::pin(exchange(login, role)),
+            Some(stream) => Box::pin(exchange_over(stream, login, role)),
+        })));
         match task.join_next().await {
             Some(Ok(answer)) => answer,
             _ => Err(Failure::new(CheckResult::Answer, "the server does not keep to the protocol")),
@@ -93,6 +105,24 @@ impl Drop for Abandoned {
         // A thread of its own has no runtime. Without one the goodbye is said here, at that price.
         let _ = thread::Builder::new().name("mysql-end".to_owned()).spawn(move || drop(exchange));
     }
+}
+
+/// The client crate takes no connection, it makes one: so it comes to a door of this host, and the bytes are carried on.
+async fn exchange_over(mut stream: TcpStream, login: Opts, role: Option<DatabaseRole>) -> Result<(), Failure> {
+    let here = |error: io::Error| Failure::io("mysql", &error);
+    let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(here)?;
+    let address = door.local_addr().map_err(here)?;
+    let login = OptsBuilder::from_opts(login).ip_or_hostname(address.ip().to_string()).tcp_port(address.port());
+    let mut carrying = JoinSet::new();
+    carrying.spawn(async move {
+        let (mut client, _) = door.accept().await?;
+        drop(door);
+        copy_bidirectional(&mut client, &mut stream).await
+    });
+    let verdict = exchange(login.into(), role).await;
+    // The goodbye is on its way.
+    let _ = tokio::time::timeout(GOODBYE, carrying.join_next()).await;
+    verdict
 }
 
 async fn exchange(login: Opts, role: Option<DatabaseRole>) -> Result<(), Failure> {
@@ -197,7 +227,7 @@ mod tests {
     async fn asked(address: SocketAddr, limit: Duration) -> Option<Result<(), Failure>> {
         let mysql = Mysql::new(address, "check", &Zeroizing::default(), Some(DatabaseRole::Primary));
         let progress = Progress::default();
-        tokio::time::timeout(limit, mysql.ask(&progress)).await.ok()
+        tokio::time::timeout(limit, mysql.ask(&progress, None)).await.ok()
     }
 
     /// One column, and no row yet.
@@ -226,16 +256,41 @@ mod tests {
         });
     }
 
+    /// It is a primary.
+    fn whole_answer(stream: &TcpStream) {
+        begin_of_an_answer(stream);
+        send(stream, 4, b"\x010");
+        send(stream, 5, &[0xfe, 0, 0, 2, 0]);
+    }
+
     #[test]
     fn an_answer_that_is_complete_is_a_verdict() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (address, _connections) = server(|stream| {
-            begin_of_an_answer(stream);
-            send(stream, 4, b"\x010");
-            send(stream, 5, &[0xfe, 0, 0, 2, 0]);
-        });
+        let (address, _connections) = server(whole_answer);
         runtime.block_on(async {
             assert_eq!(asked(address, Duration::from_secs(5)).await, Some(Ok(())));
+        });
+    }
+
+    /// On which something was said already.
+    #[test]
+    fn p9_a_connection_that_is_there_is_used_and_said_goodbye_on() {
+        const QUIT: u8 = 1;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (address, connections) = server(whole_answer);
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            // Nobody listens there.
+            let mysql =
+                Mysql::new(([127, 0, 0, 1], 9).into(), "check", &Zeroizing::default(), Some(DatabaseRole::Primary));
+            let progress = Progress::default();
+            assert_eq!(mysql.ask(&progress, Some(stream)).await, Ok(()));
+            let goodbye = tokio::task::spawn_blocking(move || {
+                let stream = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+                (receive(&stream), receive(&stream))
+            });
+            assert_eq!(goodbye.await.unwrap(), (Some(vec![QUIT]), None), "and then the end");
+            assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
         });
     }
 

@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::metrics::{
     RuleAction,
-    gauges::{BackendGauges, CertificateGauges, ListenerGauges, PoolGauges, PrefixGauges},
+    gauges::{BackendGauges, CertificateGauges, ListenerGauges, PoolGauges, PrefixGauges, SourceGauges},
 };
 
 /// What a scrape says: the type of each family, and the value of each series as it is written.
@@ -150,6 +150,7 @@ fn gauges() -> Gauges {
         pools: vec![PoolGauges { name: "web".into(), up: 1, down: 1, ..PoolGauges::default() }],
         backends: vec![backend("web-01", true), backend("web-02", false)],
         certificates: vec![CertificateGauges { name: "certs/a \"b\" c\\d.pem".into(), not_after: 1_900_000_000 }],
+        sources: Some(SourceGauges { sources: 7, manual: 2, automatic: 3 }),
         firewall: vec![PrefixGauges { rule: "bad-nets".into(), v4: 999_999, v6: 1 }],
     }
 }
@@ -193,8 +194,8 @@ fn both_formats_say_the_same() {
     let open = parse(&render(&registry, &gauges, Format::OpenMetrics), Format::OpenMetrics);
     assert_eq!(open.types["sluicegate_listener_accepted"], "counter");
     assert_eq!(open.types["sluicegate_backend_connections"], "gauge");
-    let unknown: Vec<_> = open.types.iter().filter(|(_, kind)| *kind == "unknown").collect();
-    assert_eq!(unknown, [(&"sluicegate_backend_connections_total".to_owned(), &"unknown".to_owned())]);
+    let unknown: Vec<_> = open.types.iter().filter(|(_, kind)| *kind == "unknown").map(|(name, _)| &**name).collect();
+    assert_eq!(unknown, ["sluicegate_backend_connections_total", "sluicegate_bans_total"]);
     let ours = |scrape: &Scrape| {
         let ours = scrape.series.iter().filter(|(name, _)| name.starts_with("sluicegate_"));
         ours.map(|(name, value)| (name.clone(), value.to_bits())).collect::<BTreeMap<_, _>>()
@@ -217,6 +218,8 @@ fn a_scrape_says_exactly_what_was_counted() {
         registry.workers().at(worker).connections.set(9);
     }
     registry.workers().at(1).fallbacks.at(Fallback::SmallPipe).add(9);
+    https.at(2).limited.at(LimitReason::Rate).add(4);
+    registry.bans().at(0).bans.at(BanKind::Automatic).add(3);
     registry.count_reload(false);
     let text = render(&registry, &gauges(), Format::Text);
     let scrape = parse(&text, Format::Text);
@@ -234,6 +237,10 @@ fn a_scrape_says_exactly_what_was_counted() {
     is("sluicegate_config_reloads_total{result=\"refused\"}", 1.0);
     is("sluicegate_config_last_reload_successful{}", 0.0);
     is("sluicegate_pool_backends{pool=\"web\",state=\"down\"}", 1.0);
+    is("sluicegate_limited_connections_total{listener=\"https\",reason=\"rate\"}", 4.0);
+    is("sluicegate_bans_total{kind=\"automatic\"}", 3.0);
+    is("sluicegate_bans{kind=\"manual\"}", 2.0);
+    is("sluicegate_limits_sources{}", 7.0);
     is("sluicegate_backend_up{pool=\"web\",backend=\"web-02\"}", 0.0);
     is("sluicegate_firewall_prefixes{rule=\"bad-nets\",family=\"v4\"}", 999_999.0);
     // Beyond 2^53: counters do not pass through a float.

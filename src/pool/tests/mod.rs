@@ -30,6 +30,7 @@ fn config(roles: &[config::Role]) -> config::Pool {
         check: None,
         outlier: Some(Outlier { connect_failures: 5, eject: Duration::from_secs(30), max_ejected: 50 }),
         slow_start: Duration::from_secs(10),
+        send_proxy: config::SendProxy::Off,
         on_down: OnDown::Keep,
         on_all_down: OnAllDown::Open,
         queue: Duration::from_secs(5),
