@@ -85,8 +85,7 @@ struct Notes {
     /// What the PROXY header said, where one is required.
     arrival: Option<Box<Arrival>>,
     /// Boxed: most of a plain connection's notes would be room for it.
-    tls: Option<Box<Agreement>>,
-    sni: Option<Box<str>>,
+    tls: Option<Box<Handshake>>,
     backend: Option<Arc<str>>,
     attempts: u32,
     /// Waiting for a backend with room.
@@ -94,6 +93,23 @@ struct Notes {
     connect: Option<Duration>,
     /// Closed before anything was said: counted, not logged (traps O8).
     silent: bool,
+}
+
+/// What came of a handshake.
+#[derive(Debug)]
+enum Handshake {
+    Agreed(Agreement),
+    /// With the name that was asked for.
+    Refused(Option<Box<str>>),
+}
+
+impl Notes {
+    fn agreement(&self) -> Option<&Agreement> {
+        match self.tls.as_deref()? {
+            Handshake::Agreed(agreement) => Some(agreement),
+            Handshake::Refused(_) => None,
+        }
+    }
 }
 
 /// The verdict straight after accept: bans, the firewall, limits, and whether it may bring clients where they have to be
@@ -224,13 +240,13 @@ impl Connection {
             Ok((client, agreement)) => {
                 cells.tls_handshakes(agreement.version, agreement.resumption).add(1);
                 cells.tls_duration.observe(agreement.took);
-                self.notes.borrow_mut().tls = Some(Box::new(agreement));
+                self.notes.borrow_mut().tls = Some(Box::new(Handshake::Agreed(agreement)));
                 Ok(client)
             }
             Err(refusal) => {
                 let mut notes = self.notes.borrow_mut();
                 notes.silent = refusal.silent;
-                notes.sni = refusal.sni;
+                notes.tls = Some(Box::new(Handshake::Refused(refusal.sni)));
                 if !refusal.silent {
                     cells.tls_failures.at(refusal.reason).add(1);
                 }
@@ -271,13 +287,17 @@ impl Connection {
         matches!(outcome, Outcome::Denied | Outcome::Limited)
             || closed
                 && notes.queue.is_zero()
-                && (notes.silent || (notes.tls.is_none() && self.meter.received_and_sent() == (0, 0)))
+                && (notes.silent || (notes.agreement().is_none() && self.meter.received_and_sent() == (0, 0)))
     }
 
     fn record(&self, outcome: Outcome, total: Duration) -> Record {
         let client = self.client();
         let mut notes = self.notes.borrow_mut();
-        let tls = notes.tls.take().map(|tls| *tls);
+        let (tls, refused) = match notes.tls.take().map(|tls| *tls) {
+            Some(Handshake::Agreed(agreement)) => (Some(agreement), None),
+            Some(Handshake::Refused(sni)) => (None, sni),
+            None => (None, None),
+        };
         let (received_bytes, sent_bytes) = self.meter.received_and_sent();
         let path = match (&tls, self.meter.spliced()) {
             (Some(_), _) => RelayPath::Tls,
@@ -290,7 +310,7 @@ impl Connection {
             listener: Arc::clone(&self.frontend.name),
             client,
             peer: (client != self.peer).then_some(self.peer),
-            sni: tls.as_ref().map_or(notes.sni.take(), |tls| tls.sni.clone()),
+            sni: tls.as_ref().map_or(refused, |tls| tls.sni.clone()),
             rule: notes
                 .arrival
                 .as_mut()

@@ -140,7 +140,7 @@ impl Connection {
             SendProxy::V1 => encode::v1(source, destination),
             SendProxy::V2 if is_local => encode::local(),
             SendProxy::V2 => {
-                let agreed = notes.tls.as_deref();
+                let agreed = notes.agreement();
                 let tls = agreed.map(|agreed| self.told_of_tls(agreed));
                 encode::v2(source, destination, tls.as_ref())
             }

@@ -37,14 +37,14 @@ impl Connection {
             _ if self.meter.end().is_some() => Phase::Closing,
             _ if notes.connect.is_some() => Phase::Relaying,
             _ if self.frontend.proxy_protocol.is_some() && notes.arrival.is_none() => Phase::Handshake,
-            Some(_) if notes.tls.is_none() => Phase::Handshake,
+            Some(_) if notes.agreement().is_none() => Phase::Handshake,
             _ => Phase::Connecting,
         };
         Sight {
             id: ConnectionId::new(self.id).to_string(),
             listener: self.frontend.name.to_string(),
             client,
-            sni: notes.tls.as_ref().and_then(|tls| tls.sni.as_deref()).map(str::to_owned),
+            sni: notes.agreement().and_then(|tls| tls.sni.as_deref()).map(str::to_owned),
             pool: self.frontend.pool.name.to_string(),
             backend: notes.backend.as_deref().map(str::to_owned),
             phase,
