@@ -19,6 +19,7 @@ pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
     trust(file, report);
     limits::lint(file, report);
+    limits::lint_balancers(file, config, report);
     if let Some(default) = &file.firewall.default {
         let admits = |rule: &Rule| rule.action == Action::Allow && !rule.shadow;
         if default.value == Action::Deny && !config.firewall.rules.iter().any(admits) {
