@@ -61,7 +61,8 @@ pub struct Admitted {
 #[derive(Debug)]
 struct Places {
     _house: [Place; 2],
-    _source: Option<SourcePlace>,
+    /// Boxed: where there are no limits of sources, nobody pays for more.
+    _source: Option<Box<SourcePlace>>,
 }
 
 /// A client that is served by one worker.
@@ -134,6 +135,9 @@ pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: us
     };
     if frontend.proxy_protocol.as_ref().is_some_and(|required| !required.trusts(peer.ip())) {
         cells.proxy_failures.at(Failure::Untrusted).add(1);
+        if let Some(watch) = &frontend.watch {
+            watch.note(peer.ip(), Offence::Handshake);
+        }
         return reject(fd, Outcome::BadProxyHeader, resets);
     }
     let [process, listener] = &frontend.limits;
@@ -146,7 +150,7 @@ pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: us
         frontend: Arc::clone(frontend),
         accepted: Instant::now(),
         rule: Arc::clone(rule),
-        places: Places { _house: [process, listener], _source: place },
+        places: Places { _house: [process, listener], _source: place.map(Box::new) },
     })
 }
 
@@ -243,6 +247,7 @@ impl Connection {
                 if !refusal.silent {
                     cells.tls_failures.at(refusal.reason).add(1);
                 }
+                drop(notes);
                 self.note_offence(refusal.reason);
                 Err(refusal.reason.into())
             }

@@ -12,7 +12,7 @@ const ROOM: usize = 65_536;
 pub enum Offence {
     /// It was turned away at its limits.
     Limited,
-    /// It began a TLS handshake and did not complete it, or sent no valid PROXY header.
+    /// Its TLS handshake went wrong by what it said, or it came where only others may bring clients.
     Handshake,
 }
 

@@ -57,6 +57,7 @@ pub const RULE_UNREACHABLE: &str = "W004";
 pub const NO_EFFECT: &str = "W005";
 pub const DENIES_ITSELF: &str = "W006";
 pub const TRUSTS_EVERYONE: &str = "W120";
+pub const PROXY_LIMITED: &str = "W130";
 pub const LIST_LINE: &str = "W100";
 pub const EXPIRED_SERVED: &str = "W101";
 pub const BIND_KEPT: &str = "W102";
@@ -106,6 +107,7 @@ pub const CODES: &[Code] = &[
     text(NO_EFFECT, "what is written has no effect beside something else"),
     files(DENIES_ITSELF, "a listener denies this host, and only this host connects to it"),
     text(TRUSTS_EVERYONE, "everyone may say who the client is"),
+    text(PROXY_LIMITED, "a balancer that brings clients is under the limits of a single source"),
     files(LIST_LINE, "a line of a list file is used, but not as it is written"),
     files(EXPIRED_SERVED, "a certificate that is served has expired"),
     files(BIND_KEPT, "a listening socket stays as it is until a restart"),

@@ -7,7 +7,7 @@ use std::{num::NonZeroU32, ops::Range, time::Duration};
 use toml::de::DeValue;
 
 use super::{
-    code,
+    Config, code,
     convert::{list, required, value},
     diagnostic::Diagnostic,
     file::{DAY, File, Written, WrittenList, YEAR},
@@ -198,6 +198,31 @@ pub fn lint(file: &File, report: &mut Report) {
     }
 }
 
+/// Balancers that connect for many clients and have the limits of one source.
+pub fn lint_balancers(file: &File, config: &Config, report: &mut Report) {
+    for (written, listener) in file.listeners.iter().zip(&config.listeners) {
+        let limits = match &listener.limits {
+            ListenerLimits::Own(own) => own,
+            ListenerLimits::Shared => &config.firewall.limits,
+            ListenerLimits::Off => continue,
+        };
+        if limits.connections.is_none() && limits.rate.is_none() {
+            continue;
+        }
+        let from = written.proxy_protocol.iter().flat_map(|required| &required.from).flat_map(|from| &from.value);
+        for network in from.filter(|network| !limits.exempt.iter().any(|exempt| exempt.covers(&network.value))) {
+            let message = format!("{} brings clients, and is limited like one of them", network.value);
+            report.push(
+                Diagnostic::warning(code::PROXY_LIMITED, message)
+                    .at(network.span.clone())
+                    .label("not `exempt` from the limits of this listener")
+                    .note("the clients that it brings have the limits in any case")
+                    .help(format!("add \"{}\" to `exempt` of [firewall.limits]", network.value)),
+            );
+        }
+    }
+}
+
 fn nearest<T: Clone>(own: &Written<T>, general: &Written<T>) -> Written<T> {
     own.clone().or_else(|| general.clone())
 }
@@ -215,7 +240,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{Config, parse};
+    use crate::config::parse;
 
     fn parsed(more: &str) -> (Config, Vec<String>) {
         let text = format!(

@@ -68,7 +68,8 @@ fn failed_handshakes_are_offences_and_silence_is_none() {
     };
     spoil(40);
     spoil(10);
-    gate.wait_metrics("a ban", |m| bans(m, "automatic") == 1);
+    let metrics = gate.wait_metrics("a ban", |m| bans(m, "automatic") == 1);
+    assert_eq!(metrics.outcome("internal"), 0);
     let list = json(&gate, &["bans"]);
     assert_eq!(list["bans"].as_array().map(Vec::len), Some(1), "{list}");
     assert_eq!(word(&list["bans"][0], "network"), "127.0.0.10/32");
