@@ -212,7 +212,7 @@ mod tests {
         assert!((9_990..=10_004).contains(&told), "{told}");
         let (sources, recorded) = rejections.take();
         assert_eq!(recorded, told as u64);
-        assert_eq!(sources.len(), 10_000);
+        assert!((9_990..=10_000).contains(&sources.len()), "{}", sources.len());
         assert!(sources.iter().filter(|(_, count)| *count == 40).count() > 9_900);
     }
 

@@ -265,7 +265,7 @@ impl Gate {
     pub fn wait_quiet(&self) {
         let mut last = String::new();
         let quiet = wait_for(SOON, || self.restless().inspect(|why| last.clone_from(why)).is_none().then_some(()));
-        assert!(quiet.is_some(), "not back at the baseline: {last}");
+        assert!(quiet.is_some(), "not back at the baseline: {last}\n{}", self.process.open_files());
     }
 
     #[track_caller]

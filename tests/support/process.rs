@@ -194,6 +194,15 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
+    /// What its descriptors are, a line each.
+    pub fn open_files(&self) -> String {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).into_iter().flatten().flatten();
+        let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let mut lines: Vec<_> = targets.map(|target| target.display().to_string()).collect();
+        lines.sort();
+        lines.join("\n")
+    }
+
     /// What `/proc/PID/fd` holds.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
