@@ -5,8 +5,9 @@
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+use rustix::{
+    io::Errno,
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -32,8 +33,18 @@ impl Timer {
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Setting it forgets an end that nobody has read.
         timerfd_settime(fd, TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value })?;
-        fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut [0; 8])?)).await?;
-        Ok(())
+        loop {
+            let mut guard = fd.readable().await?;
+            let read = rustix::io::read(fd, &mut [0; 8]);
+            // One end is one event, so there is nothing more to read until the next.
+            guard.clear_ready();
+            match read {
+                Ok(_) => return Ok(()),
+                // The end of a time that nobody waited for any more.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
