@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     bans::Bans,
-    config::{self, DenyAction, ListenerLimits},
+    config::{self, BAN, DenyAction, ListenerLimits},
     firewall::{Action, Table},
     ledger::Ledger,
     limits::{SourceLimits, Sources},
@@ -175,7 +175,7 @@ impl Firewall {
             table: Arc::clone(&materials.table),
             rules: rules.collect(),
             default: CountedRule { name: "default".into(), cells: registry.rule("default", default) },
-            ban: CountedRule { name: "ban".into(), cells: registry.rule("ban", RuleAction::Deny) },
+            ban: CountedRule { name: BAN.into(), cells: registry.rule(BAN, RuleAction::Deny) },
             deny_action: config.deny_action,
         }
     }

@@ -7,7 +7,7 @@ use rustls::crypto::CryptoProvider;
 use crate::{
     backend::Health,
     bans::Counts,
-    config::{self, Action},
+    config::{self, Action, BAN},
     frontend::{Common, Firewall, Frontend, Limit},
     ledger::{self, Ledger},
     load::{Loaded, Materials},
@@ -90,7 +90,7 @@ impl Site {
             rules.map(|(rule, &(v4, v6))| PrefixGauges { rule: rule.name.clone(), v4: v4 as u64, v6: v6 as u64 });
         let names = config.firewall.rules.iter().map(|rule| rule.name.as_str());
         let denying = config.firewall.rules.iter().filter(|rule| rule.action == Action::Deny && !rule.shadow);
-        let denying = denying.map(|rule| rule.name.as_str()).chain(["default"]);
+        let denying = denying.map(|rule| rule.name.as_str()).chain(["default", BAN]);
         Ok(Self {
             frontends,
             pools,

@@ -219,6 +219,51 @@ fn f11_what_the_kernel_has_lost_or_a_killed_process_has_left_is_put_right() {
 }
 
 #[test]
+fn f11_who_is_banned_is_kept_out_by_the_kernel_until_the_ban_ends() {
+    let Some(namespace) = Namespace::new() else { return };
+    let (one, other, plain) = (namespace.outside(8), namespace.outside(9), namespace.outside(1));
+    let firewall = "[firewall]\noffload = \"nftables\"\nrules = [{ name = \"friend\", allow = \"NET.8\" }]\n";
+    let inside = Inside::start(&namespace, LISTENER, firewall);
+    inside.wait_up();
+    let address = inside.address("tcp");
+    let mut live = assert_served(one, address);
+    let run = |words: &[&str]| {
+        let words = [&words[..1], &["--socket", "admin.sock"], &words[1..]].concat();
+        let ended = Process::run(&words, inside.gate().directory.path(), SOON);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    };
+    let packets = || inside.metrics().count(PACKETS, &[("rule", "ban")]);
+    let knows = |ip: IpAddr| {
+        let table = namespace.nft(&["list", "chain", "inet", "sluicegate", "bans"]).stdout;
+        let sets = namespace.nft(&["list", "table", "inet", "sluicegate"]).stdout;
+        table.contains("bans-v4") && sets.contains(&ip.to_string())
+    };
+    assert_eq!(packets(), 0, "there from the start");
+    // A rule that allows does not help, and who is in already stays.
+    run(&["ban", &one.to_string()]);
+    run(&["ban", &other.to_string(), "--for", "8s"]);
+    wait_until(SOON, "the bans in the kernel", || knows(one) && knows(other));
+    assert_kept_out(one, address, ErrorKind::TimedOut);
+    assert_kept_out(other, address, ErrorKind::TimedOut);
+    drop(assert_served(plain, address));
+    exchange(&mut live, b"still here");
+    inside.wait("what the kernel counted", |metrics| metrics.count(PACKETS, &[("rule", "ban")]) >= 2);
+    assert_eq!(inside.metrics().count("sluicegate_firewall_connections_total", &[("rule", "ban")]), 0);
+    // It ends there by itself, and by a reload nothing of it is lost.
+    wait_until(COUNTED, "the end of a ban", || connect(other, address, NOTHING).is_ok());
+    inside.reload(
+        "name = \"friend\", allow = \"",
+        "name = \"foe\", deny = \"192.0.2.1\" }, { name = \"friend\", allow = \"",
+    );
+    assert_kept_out(one, address, ErrorKind::TimedOut);
+    run(&["unban", &one.to_string()]);
+    assert!(!knows(one), "when the verb has ended");
+    drop(assert_served(one, address));
+    drop(live);
+    inside.finish();
+}
+
+#[test]
 fn f11_where_nft_refuses_user_space_denies() {
     let Some(namespace) = Namespace::new() else { return };
     if crate::support::programs::require("setpriv").is_none() {

@@ -26,6 +26,7 @@ use crate::{
     frontend::Frontend,
     health::{Report, checker::tell_mode},
     moment::Moment,
+    offload::Offload,
     pool::{Mode, Pool},
     running::{Counter, LastReload, Live, Running, Task, Verdict, Who},
     sys::clock,
@@ -45,6 +46,7 @@ pub struct Control {
     crew: Arc<Crew>,
     live: Arc<Live>,
     pub(super) warden: Arc<Warden>,
+    pub(super) offload: Arc<Offload>,
     counter: Counter,
     upgrades: mpsc::Sender<UpgradeOrder>,
     /// One at a time.
@@ -77,7 +79,7 @@ impl Control {
         state: &Arc<State>,
         crew: &Arc<Crew>,
         live: &Arc<Live>,
-        warden: &Arc<Warden>,
+        (warden, offload): (&Arc<Warden>, &Arc<Offload>),
         (counter, upgrades): (Counter, mpsc::Sender<UpgradeOrder>),
     ) -> Self {
         let (state, crew, live) = (Arc::clone(state), Arc::clone(crew), Arc::clone(live));
@@ -86,6 +88,7 @@ impl Control {
             crew,
             live,
             warden: Arc::clone(warden),
+            offload: Arc::clone(offload),
             counter,
             upgrades,
             upgrading: Semaphore::new(1),

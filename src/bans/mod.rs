@@ -17,6 +17,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 
 use crate::{cidr::Cidr, metrics::BanKind, moment::Moment};
 pub use saved::{BadLine, SavedBan, parse_saved, write_saved};
@@ -35,6 +36,17 @@ pub struct Bans {
     /// `None`: nobody is.
     segments: ArcSwapOption<Segments>,
     book: Mutex<BTreeMap<Cidr, Ban>>,
+    /// How often they were changed.
+    changes: watch::Sender<u64>,
+}
+
+/// What is banned at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// How often the bans had been changed.
+    pub change: u64,
+    /// The first and the last address of ranges that do not overlap, and when the ban of each ends; `None` is never.
+    pub ranges: Vec<(IpAddr, IpAddr, Option<Moment>)>,
 }
 
 /// What is known of the ban of a network.
@@ -108,6 +120,20 @@ impl Bans {
         self.current(now).iter().map(|(network, ban)| (*network, ban.clone())).collect()
     }
 
+    /// Tells of each change, but not of bans that end by themselves.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The ranges that are banned now, for somebody else to keep them out.
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
+        // Read before the ranges: what is changed in between is told once more, and not lost.
+        let change = *self.changes.borrow();
+        let segments = self.segments.load();
+        let ranges = segments.iter().flat_map(|segments| segments.ranges());
+        Snapshot { change, ranges: ranges.filter(|(.., end)| end.is_none_or(|end| now < end)).collect() }
+    }
+
     pub fn counts(&self, now: Moment) -> Counts {
         count(&self.current(now))
     }
@@ -123,6 +149,7 @@ impl Bans {
     fn publish(&self, book: &BTreeMap<Cidr, Ban>) {
         let segments = Segments::new(book.iter().map(|(network, ban)| (*network, ban.end)));
         self.segments.store((!segments.is_empty()).then(|| Arc::new(segments)));
+        self.changes.send_modify(|change| *change += 1);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Bans as one search sees them: the whole address space as disjoint ranges, each with the moment when its last ban ends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{address::canonical_ip, cidr::Cidr, moment::Moment};
 
@@ -65,6 +65,20 @@ impl Segments {
         }
     }
 
+    /// What is banned: the first and the last address of each range, and when its ban ends; `None` is never. The ranges do not
+    /// overlap.
+    pub fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr, Option<Moment>)> {
+        let v4 = self.v4.banned(u32::MAX.into()).map(|(first, last, end)| {
+            let address = |bits: u128| IpAddr::from(Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX)));
+            (address(first), address(last), end)
+        });
+        let v6 = self
+            .v6
+            .banned(u128::MAX)
+            .map(|(first, last, end)| (Ipv6Addr::from_bits(first).into(), Ipv6Addr::from_bits(last).into(), end));
+        v4.chain(v6)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.v4.0.is_empty() && self.v6.0.is_empty()
     }
@@ -74,6 +88,16 @@ impl Ranges {
     fn end_of(&self, address: u128) -> End {
         let before = self.0.partition_point(|range| range.start <= address).checked_sub(1);
         before.and_then(|index| self.0.get(index)).map_or(End::NotBanned, |range| range.end)
+    }
+
+    /// The ranges with a ban, up to the last address of their family.
+    fn banned(&self, most: u128) -> impl Iterator<Item = (u128, u128, Option<Moment>)> {
+        let lasts = self.0.iter().skip(1).map(|next| next.start - 1).chain([most]);
+        self.0.iter().zip(lasts).filter_map(|(range, last)| match range.end {
+            End::NotBanned => None,
+            End::At(end) => Some((range.start, last, Some(end))),
+            End::Never => Some((range.start, last, None)),
+        })
     }
 }
 
@@ -149,8 +173,23 @@ mod tests {
                 let (client, now) = (if is_last { network.last() } else { network.network() }, Moment::from_millis(now));
                 let naive = bans.iter().any(|(ban, end)| ban.contains(client) && end.is_none_or(|end| now < end));
                 prop_assert_eq!(segments.contains(client, || now), naive, "{} {:?}", client, bans);
+                let is_in = |(first, last, end): (IpAddr, IpAddr, Option<Moment>)| {
+                    (first..=last).contains(&client) && end.is_none_or(|end| now < end)
+                };
+                prop_assert_eq!(segments.ranges().any(is_in), naive, "{} {:?}", client, bans);
             }
             prop_assert!(segments.v4.0.len() + segments.v6.0.len() <= 2 * bans.len());
+            let mut before: Option<IpAddr> = None;
+            for (first, last, end) in segments.ranges() {
+                prop_assert!(first <= last && before.is_none_or(|before| before < first));
+                // Nobody comes from an IPv4 address that is written as one of IPv6.
+                for client in [first, last].into_iter().filter(|ip| canonical_ip(*ip) == *ip) {
+                    for now in (0..10).map(Moment::from_millis) {
+                        prop_assert_eq!(segments.contains(client, || now), end.is_none_or(|end| now < end));
+                    }
+                }
+                before = Some(last);
+            }
         }
     }
 }

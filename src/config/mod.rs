@@ -44,6 +44,9 @@ pub use crate::firewall::Action;
 
 use crate::cidr::Cidr;
 
+/// What a ban is called among the rules; none may be named so.
+pub const BAN: &str = "ban";
+
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

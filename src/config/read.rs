@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    AccessLog, Action, Located, Networks, code,
+    AccessLog, Action, BAN, Located, Networks, code,
     diagnostic::Diagnostic,
     file::{
         ACTION, ADMIN, Admin, CERTIFICATE, Certificate, DAY, DAY_OR_NEVER, DENY_ACTION, FIREWALL, FORMAT, File,
@@ -161,7 +161,7 @@ fn rule(table: &Table, base: &Path, report: &mut Report) -> Rule {
     ];
     Rule {
         span: table.span.clone(),
-        name: table.read("name", report, value::name_except(&["default", "ban"])),
+        name: table.read("name", report, value::name_except(&["default", BAN])),
         matches: found.into_iter().find_map(|(action, networks)| Some((action, networks?))),
         listeners: table.read_list("listeners", report, value::text),
         shadow: table.read("shadow", report, value::boolean),

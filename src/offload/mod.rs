@@ -4,6 +4,7 @@
 //! it fails, everybody is denied who was denied before. What would be wrong is the opposite, a client that may come and is
 //! kept out by rules of yesterday. So they are replaced as soon as there are new ones, and taken away where that fails.
 
+mod banned;
 mod nft;
 mod plan;
 mod script;
@@ -16,20 +17,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Mutex;
-use tracing::{error, info, warn};
+use tokio::{
+    sync::Mutex,
+    time::{self, MissedTickBehavior},
+};
+use tracing::{debug, error, info, warn};
 
 use self::{
+    banned::Banned,
     plan::{MOST, Plan},
-    script::Script,
+    script::{Inventory, Script},
 };
 use crate::{
+    bans::Bans,
+    config::BAN,
     metrics::{OffloadCells, PerWorker, Registry},
     running::Live,
+    sys::clock,
 };
 
 /// How often the kernel is asked how many packets it has denied.
 const READING: Duration = Duration::from_secs(5);
+
+/// Between two changes of who is banned: so long at least, and so many times as long as the last one took.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSES: u32 = 10;
 
 /// Between two tries to do what was refused.
 const RETRY: Duration = Duration::from_mins(1);
@@ -47,6 +59,10 @@ struct State {
     wanted: Option<Arc<Plan>>,
     /// What there is.
     applied: Option<Arc<Plan>>,
+    /// Everyone who is banned.
+    bans: Arc<Bans>,
+    /// Who is banned there.
+    banned: Option<Summary>,
     /// A table of ours, of this process or of the one before: what it counts is counted here.
     table: Option<String>,
     refused: Option<Refusal>,
@@ -58,6 +74,14 @@ struct State {
 struct Refusal {
     at: Instant,
     reason: String,
+}
+
+/// What was said of [`Banned`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Summary {
+    change: u64,
+    ranges: usize,
+    left_out: usize,
 }
 
 /// Packets by rule.
@@ -83,27 +107,56 @@ impl Offload {
         let mut state = self.state.lock().await;
         // Looked up under the lock: who comes later never has an older one.
         let running = live.running();
+        state.bans = Arc::clone(&running.site.ledger.bans);
         let plan = blocking(move || Plan::of(&running)).await.flatten();
         state.wanted = plan.map(Arc::new);
         if state.wanted != state.applied || (state.wanted.is_none() && state.table.is_some()) {
             self.apply(&mut state).await;
+        } else {
+            self.ban(&mut state).await;
         }
+    }
+
+    /// Sees to it that the kernel denies who is banned, and nobody whose ban has been ended. Returns when that is so, or
+    /// cannot be.
+    pub async fn follow_bans(&self) {
+        self.ban(&mut *self.state.lock().await).await;
     }
 
     /// Reads what is counted and tries again what was refused, without end.
     pub async fn watch(self: Arc<Self>, live: Arc<Live>) {
+        // Before the first look, so that nothing comes in between.
+        let mut changes = live.running().site.ledger.bans.changes();
         self.follow(&live).await;
+        let mut readings = time::interval(READING);
+        readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut is_behind, mut next) = (false, time::Instant::now());
         loop {
-            tokio::time::sleep(READING).await;
-            let mut state = self.state.lock().await;
-            if state.applied.is_some() && !self.read(&mut state).await {
-                // Somebody has emptied the packet filter, as a restart of its service does.
-                warn!("the kernel has lost our firewall rules: they are given to it again");
-                state.applied = None;
-                self.apply(&mut state).await;
-            } else if state.refused.as_ref().is_some_and(|refusal| refusal.at.elapsed() >= RETRY) {
-                self.apply(&mut state).await;
+            tokio::select! {
+                _ = readings.tick() => self.look().await,
+                Ok(()) = changes.changed(), if !is_behind => is_behind = true,
+                () = time::sleep_until(next), if is_behind => {
+                    // What changes from here on is told again.
+                    changes.borrow_and_update();
+                    is_behind = false;
+                    let begin = Instant::now();
+                    self.follow_bans().await;
+                    next = time::Instant::now() + PAUSE.max(begin.elapsed() * PAUSES);
+                }
             }
+        }
+    }
+
+    /// Whether everything is as it should be.
+    async fn look(&self) {
+        let mut state = self.state.lock().await;
+        if state.applied.is_some() && !self.read(&mut state).await {
+            // Somebody has emptied the packet filter, as a restart of its service does.
+            warn!("the kernel has lost our firewall rules: they are given to it again");
+            state.applied = None;
+            self.apply(&mut state).await;
+        } else if state.refused.as_ref().is_some_and(|refusal| refusal.at.elapsed() >= RETRY) {
+            self.apply(&mut state).await;
         }
     }
 
@@ -132,15 +185,22 @@ impl Offload {
     async fn apply(&self, state: &mut State) {
         let (wanted, before) = (state.wanted.clone(), state.table.clone());
         let begin = Instant::now();
-        let (plan, table) = (wanted.clone(), before.clone());
-        let done = blocking(move || replace(plan.as_deref(), table.as_deref())).await;
+        let (plan, table, bans) = (wanted.clone(), before.clone(), Arc::clone(&state.bans));
+        let done = blocking(move || {
+            // Now, and not when it was first tried: bans end meanwhile.
+            let banned = plan.is_some().then(|| Banned::of(&bans, clock::coarse()));
+            let plan = plan.as_deref().zip(banned.as_ref());
+            replace(plan, table.as_deref()).map(|counts| (counts, banned.as_ref().map(Summary::of)))
+        });
+        let done = done.await;
         let done = done.unwrap_or_else(|| Err(Failure::Stale("a bug of ours".to_owned())));
         match done {
-            Ok(counts) => {
+            Ok((counts, banned)) => {
                 // What a killed process has left there is no business of this one.
                 state.count(&self.registry, if before.is_some() { counts } else { Vec::new() });
                 state.table = wanted.as_ref().map(|plan| plan.table.clone());
-                tell(wanted.as_deref(), begin.elapsed());
+                state.note_banned(banned);
+                tell(wanted.as_deref(), banned, begin.elapsed());
                 (state.applied, state.refused) = (wanted, None);
                 state.keep_cells(&self.registry);
             }
@@ -149,12 +209,36 @@ impl Offload {
         self.registry.set_offload_up(state.applied.is_some() && state.refused.is_none());
     }
 
+    /// Changes who is banned, if that is not what the kernel knows.
+    async fn ban(&self, state: &mut State) {
+        let Some(plan) = state.applied.clone() else { return };
+        let bans = Arc::clone(&state.bans);
+        if state.banned.is_some_and(|banned| banned.change == *bans.changes().borrow()) {
+            return;
+        }
+        let done = blocking(move || {
+            let banned = Banned::of(&bans, clock::coarse());
+            let there = inventory(&plan.table)?;
+            nft::carry_out(&Script::to_ban(&plan, &banned, &there))?;
+            Ok::<_, String>(Summary::of(&banned))
+        });
+        if let Some(Ok(banned)) = done.await {
+            debug!(ranges = banned.ranges, "bans are in the kernel");
+            state.note_banned(Some(banned));
+        } else {
+            // Everything anew, or nothing: nobody is kept out by a ban of yesterday.
+            state.applied = None;
+            self.apply(state).await;
+        }
+    }
+
     /// False: there is nothing to read.
     async fn read(&self, state: &mut State) -> bool {
         let Some(table) = state.table.clone() else { return false };
         match blocking(move || counts_of(&table)).await {
             Some(Ok(counts)) => {
-                let is_there = !counts.is_empty() || state.applied.as_ref().is_some_and(|plan| plan.ranges() == 0);
+                // That of the bans is always there.
+                let is_there = !counts.is_empty();
                 state.count(&self.registry, counts);
                 is_there
             }
@@ -173,8 +257,18 @@ impl State {
 
     /// Rules that are gone need no series any more.
     fn keep_cells(&mut self, registry: &Registry) {
-        let rules = self.applied.iter().flat_map(|plan| plan.rules());
+        let rules = self.applied.iter().flat_map(|plan| plan.rules().chain([BAN]));
         self.cells = rules.map(|rule| (rule.to_owned(), registry.offloaded(rule))).collect();
+    }
+
+    /// That some find no room is told when it begins.
+    fn note_banned(&mut self, banned: Option<Summary>) {
+        let (before, now) = (self.banned, banned.map_or(0, |banned| banned.left_out));
+        if now > 0 && before.is_none_or(|before| before.left_out == 0) {
+            let most = banned::MOST;
+            warn!(ranges = now, most, "more is banned than the kernel is given: user space alone denies the others");
+        }
+        self.banned = banned;
     }
 
     /// Each reason is told once.
@@ -199,13 +293,20 @@ impl State {
     }
 }
 
-fn tell(plan: Option<&Plan>, took: Duration) {
+impl Summary {
+    fn of(banned: &Banned) -> Self {
+        Self { change: banned.change, ranges: banned.ranges(), left_out: banned.left_out }
+    }
+}
+
+fn tell(plan: Option<&Plan>, banned: Option<Summary>, took: Duration) {
     let Some(plan) = plan else {
         info!("firewall rules are not in the kernel any more");
         return;
     };
     let (table, ranges, seconds) = (&plan.table, plan.ranges(), took.as_secs_f64());
-    info!(table, ranges, seconds, "firewall rules are in the kernel");
+    let banned = banned.map(|banned| banned.ranges);
+    info!(table, ranges, banned, seconds, "firewall rules are in the kernel");
     if !plan.left_out.is_empty() {
         let rules = plan.left_out.join(", ");
         warn!(rules, most = MOST, "these rules have too many networks for the kernel: user space alone denies by them");
@@ -213,7 +314,7 @@ fn tell(plan: Option<&Plan>, took: Duration) {
 }
 
 /// Puts a plan, or nothing, in the place of a table of ours. Gives what was counted there up to now.
-fn replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, Failure> {
+fn replace(plan: Option<(&Plan, &Banned)>, table: Option<&str>) -> Result<Counts, Failure> {
     match try_replace(plan, table) {
         Ok(counts) => Ok(counts),
         Err(reason) => match table.map(|table| nft::carry_out(&Script::to_remove(table))) {
@@ -224,20 +325,18 @@ fn replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, Failure> 
     }
 }
 
-fn try_replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, String> {
+fn try_replace(plan: Option<(&Plan, &Banned)>, table: Option<&str>) -> Result<Counts, String> {
     let there = script::read_tables(&nft::ask(&["-j", "list", "tables", "inet"])?)?;
-    let own = plan.map(|plan| plan.table.as_str());
+    let own = plan.map(|(plan, _)| plan.table.as_str());
     let before = table.filter(|table| there.contains(*table));
     let counts = before.or(own.filter(|own| there.contains(*own))).map(counts_of).transpose()?.unwrap_or_default();
     let gone = before.filter(|before| Some(*before) != own).map(Script::to_remove);
     let script = match plan {
         None => gone,
-        Some(plan) => {
+        Some((plan, banned)) => {
             let is_there = there.contains(&plan.table);
-            let inventory =
-                is_there.then(|| nft::ask(&["-j", "-t", "list", "table", "inet", &plan.table])).transpose()?;
-            let inventory = inventory.map(|answer| script::read_inventory(&answer)).transpose()?.unwrap_or_default();
-            let script = Script::to_replace(plan, &inventory);
+            let inventory = is_there.then(|| inventory(&plan.table)).transpose()?.unwrap_or_default();
+            let script = Script::to_replace(plan, banned, &inventory);
             Some(match gone {
                 Some(gone) => script.and(gone),
                 None => script,
@@ -246,6 +345,11 @@ fn try_replace(plan: Option<&Plan>, table: Option<&str>) -> Result<Counts, Strin
     };
     script.map(|script| nft::carry_out(&script)).transpose()?;
     Ok(counts)
+}
+
+/// What is in a table of ours.
+fn inventory(table: &str) -> Result<Inventory, String> {
+    script::read_inventory(&nft::ask(&["-j", "-t", "list", "table", "inet", table])?)
 }
 
 /// What was counted since the last time, whoever has asked then.

@@ -5,17 +5,23 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::plan::{Door, Plan, Set};
-use crate::config::DenyAction;
+use super::{
+    banned::{Banned, Timed},
+    plan::{Door, Plan, Set},
+};
+use crate::config::{BAN, DenyAction};
 
 /// In front of the name of a rule: so it is a word that the packet filter has no other meaning for.
 const RULE: &str = "rule-";
 
 /// Where packets come in. Everything else has names of its own.
 const INPUT: &str = "input";
+
+/// What every listener asks first, and how its sets begin.
+const BANS: &str = "bans";
 
 /// Before the rules of the host, which have priority 0.
 const PRIORITY: i32 = -10;
@@ -55,7 +61,7 @@ struct ElementSet<'p> {
     table: &'p str,
     name: String,
     r#type: &'static str,
-    flags: [&'static str; 1],
+    flags: &'static [&'static str],
     elem: Elements<'p>,
 }
 
@@ -64,6 +70,8 @@ struct ElementSet<'p> {
 enum Elements<'p> {
     V4(&'p [(u32, u32)]),
     V6(&'p [(u128, u128)]),
+    BannedV4(&'p [Timed<u32>]),
+    BannedV6(&'p [Timed<u128>]),
 }
 
 /// The answer to a question.
@@ -73,22 +81,24 @@ struct Answer {
 }
 
 impl<'p> Script<'p> {
-    /// The table becomes what the plan says. Counters go on; what is `there` beside them goes.
-    pub fn to_replace(plan: &'p Plan, there: &Inventory) -> Self {
+    /// The table becomes what the plan says, and who is banned. Counters go on; what is `there` beside them goes.
+    pub fn to_replace(plan: &'p Plan, banned: &'p Banned, there: &Inventory) -> Self {
         let table = plan.table.as_str();
         let mut script = Self { nftables: vec![Command::Add(plain("table", table, &[]))] };
         let to = &mut script.nftables;
         to.extend(there.chains.iter().map(|chain| Command::Flush(plain("chain", table, &[("name", json!(chain))]))));
         to.extend(there.chains.iter().map(|chain| Command::Delete(plain("chain", table, &[("name", json!(chain))]))));
         to.extend(there.sets.iter().map(|set| Command::Delete(plain("set", table, &[("name", json!(set))]))));
-        let counters: BTreeSet<_> = plan.rules().map(counter_of).collect();
+        let counters: BTreeSet<_> = plan.rules().chain([BAN]).map(counter_of).collect();
         let gone = there.counters.difference(&counters);
         to.extend(gone.map(|name| Command::Delete(plain("counter", table, &[("name", json!(name))]))));
         to.extend(counters.iter().map(|name| Command::Add(plain("counter", table, &[("name", json!(name))]))));
-        // A name that is used already is not used again: nft would look whether old and new elements overlap.
-        let turn = if there.sets.iter().any(|set| set.ends_with("-a")) { 'b' } else { 'a' };
+        to.push(Command::Add(plain("chain", table, &[("name", json!(BANS))])));
+        script_bans(plan, banned, there, to);
+        let turn = there.turn(false);
         for (number, group) in plan.groups.iter().enumerate() {
             to.push(Command::Add(plain("chain", table, &[("name", json!(chain_of(number)))])));
+            to.push(rule(table, &chain_of(number), &[json!({"jump": {"target": BANS}})]));
             for set in &group.sets {
                 script_set(plan, number, set, turn, to);
             }
@@ -98,6 +108,17 @@ impl<'p> Script<'p> {
         to.push(Command::Add(plain("chain", table, &chain)));
         to.push(rule(table, INPUT, &[not_a_beginning(), json!({"return": null})]));
         to.extend(plan.doors.iter().map(|door| rule(table, INPUT, &way_through(*door))));
+        script
+    }
+
+    /// Others are banned, under a plan that is there already.
+    pub fn to_ban(plan: &'p Plan, banned: &'p Banned, there: &Inventory) -> Self {
+        let table = plan.table.as_str();
+        let mut script = Self { nftables: vec![Command::Flush(plain("chain", table, &[("name", json!(BANS))]))] };
+        let to = &mut script.nftables;
+        let old = there.sets.iter().filter(|set| is_of_bans(set));
+        to.extend(old.map(|set| Command::Delete(plain("set", table, &[("name", json!(set))]))));
+        script_bans(plan, banned, there, to);
         script
     }
 
@@ -113,30 +134,86 @@ impl<'p> Script<'p> {
     }
 }
 
+impl Inventory {
+    /// The end of the names of sets, of bans or of others. A name that is used already is not used again: nft would look
+    /// whether old and new elements overlap.
+    fn turn(&self, of_bans: bool) -> char {
+        let is_used = self.sets.iter().any(|set| is_of_bans(set) == of_bans && set.ends_with("-a"));
+        if is_used { 'b' } else { 'a' }
+    }
+}
+
+fn is_of_bans(set: &str) -> bool {
+    set.strip_prefix(BANS).is_some_and(|rest| rest.starts_with('-'))
+}
+
+/// Who is banned, in both families.
+fn script_bans<'p>(plan: &'p Plan, banned: &'p Banned, there: &Inventory, to: &mut Vec<Command<'p>>) {
+    let turn = there.turn(true);
+    let families = [
+        (Family::V4, Elements::BannedV4(&banned.v4), banned.v4.is_empty()),
+        (Family::V6, Elements::BannedV6(&banned.v6), banned.v6.is_empty()),
+    ];
+    for (family, elem, is_empty) in families {
+        if !is_empty {
+            let name = format!("{BANS}-{}-{turn}", family.name());
+            deny(plan, (BANS.to_owned(), BAN), (family, name, &["interval", "timeout"], elem), to);
+        }
+    }
+}
+
 /// What one rule denies, in both families.
 fn script_set<'p>(plan: &'p Plan, group: usize, set: &'p Set, turn: char, to: &mut Vec<Command<'p>>) {
     let families = [
-        ("v4", "ipv4_addr", "ip", Elements::V4(&set.v4), set.v4.is_empty()),
-        ("v6", "ipv6_addr", "ip6", Elements::V6(&set.v6), set.v6.is_empty()),
+        (Family::V4, Elements::V4(&set.v4), set.v4.is_empty()),
+        (Family::V6, Elements::V6(&set.v6), set.v6.is_empty()),
     ];
-    for (family, r#type, protocol, elem, is_empty) in families {
-        if is_empty {
-            continue;
+    for (family, elem, is_empty) in families {
+        if !is_empty {
+            let name = format!("{}-{}-{}-{turn}", chain_of(group), counter_of(&set.rule), family.name());
+            deny(plan, (chain_of(group), &set.rule), (family, name, &["interval"], elem), to);
         }
-        let name = format!("{}-{}-{family}-{turn}", chain_of(group), counter_of(&set.rule));
-        let from = json!({"match": {
-            "op": "==",
-            "left": {"payload": {"protocol": protocol, "field": "saddr"}},
-            "right": format!("@{name}"),
-        }});
-        let deny = match plan.deny_action {
-            DenyAction::Drop => json!({"drop": null}),
-            DenyAction::Reset => json!({"reject": {"type": "tcp reset"}}),
-        };
-        let set_of = ElementSet { family: "inet", table: &plan.table, name, r#type, flags: ["interval"], elem };
-        to.push(Command::Add(Object::Set { set: set_of }));
-        let counter = json!({"counter": counter_of(&set.rule)});
-        to.push(rule(&plan.table, &chain_of(group), &[from, counter, deny]));
+    }
+}
+
+/// A set, and a rule in `chain` that denies whoever comes from there.
+fn deny<'p>(
+    plan: &'p Plan,
+    (chain, name_of_rule): (String, &str),
+    (family, name, flags, elem): (Family, String, &'static [&'static str], Elements<'p>),
+    to: &mut Vec<Command<'p>>,
+) {
+    let (r#type, protocol) = match family {
+        Family::V4 => ("ipv4_addr", "ip"),
+        Family::V6 => ("ipv6_addr", "ip6"),
+    };
+    let from = json!({"match": {
+        "op": "==",
+        "left": {"payload": {"protocol": protocol, "field": "saddr"}},
+        "right": format!("@{name}"),
+    }});
+    let verdict = match plan.deny_action {
+        DenyAction::Drop => json!({"drop": null}),
+        DenyAction::Reset => json!({"reject": {"type": "tcp reset"}}),
+    };
+    let set = ElementSet { family: "inet", table: &plan.table, name, r#type, flags, elem };
+    to.push(Command::Add(Object::Set { set }));
+    let counter = json!({"counter": counter_of(name_of_rule)});
+    to.push(rule(&plan.table, &chain, &[from, counter, verdict]));
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+        }
     }
 }
 
@@ -193,20 +270,40 @@ fn plain<'p>(kind: &str, table: &str, more: &[(&str, Value)]) -> Object<'p> {
 
 impl Serialize for Elements<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(None)?;
+        let v4 = |(first, last): (u32, u32)| Element(Ipv4Addr::from_bits(first), Ipv4Addr::from_bits(last));
+        let v6 = |(first, last): (u128, u128)| Element(Ipv6Addr::from_bits(first), Ipv6Addr::from_bits(last));
         match self {
-            Self::V4(ranges) => {
-                for &(first, last) in *ranges {
-                    list.serialize_element(&Element(Ipv4Addr::from_bits(first), Ipv4Addr::from_bits(last)))?;
-                }
+            Self::V4(ranges) => serializer.collect_seq(ranges.iter().map(|&range| v4(range))),
+            Self::V6(ranges) => serializer.collect_seq(ranges.iter().map(|&range| v6(range))),
+            Self::BannedV4(ranges) => {
+                serializer.collect_seq(ranges.iter().map(|&(first, last, left)| Limited(v4((first, last)), left)))
             }
-            Self::V6(ranges) => {
-                for &(first, last) in *ranges {
-                    list.serialize_element(&Element(Ipv6Addr::from_bits(first), Ipv6Addr::from_bits(last)))?;
-                }
+            Self::BannedV6(ranges) => {
+                serializer.collect_seq(ranges.iter().map(|&(first, last, left)| Limited(v6((first, last)), left)))
             }
         }
-        list.end()
+    }
+}
+
+/// For so many seconds, or until it is taken away.
+struct Limited<A>(Element<A>, Option<u64>);
+
+impl<A: Serialize + PartialEq> Serialize for Limited<A> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Elem<'e, E> {
+            elem: Inner<'e, E>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'e, E> {
+            val: &'e E,
+            timeout: u64,
+        }
+        let Self(val, left) = self;
+        match *left {
+            None => val.serialize(serializer),
+            Some(timeout) => Elem { elem: Inner { val, timeout } }.serialize(serializer),
+        }
     }
 }
 

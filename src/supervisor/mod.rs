@@ -143,9 +143,9 @@ pub async fn start(
     wait_for(first).await;
     let ((counter, orders), (upgrade, upgrades)) = (Counter::new(), mpsc::channel(1));
     let warden = Arc::new(Warden::new(&live, &registry));
-    let control = Arc::new(Control::new(&admin, &crew, &live, &warden, (counter.clone(), upgrade)));
-    admin_tasks.extend(doors.serve_unix(control).map_err(no_admin)?);
     let offload = Arc::new(Offload::new(&registry, heir.as_mut().and_then(|heir| heir.offload.take())));
+    let control = Control::new(&admin, &crew, &live, (&warden, &offload), (counter.clone(), upgrade));
+    admin_tasks.extend(doors.serve_unix(Arc::new(control)).map_err(no_admin)?);
     let before = succeed(heir, &registry).await?;
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
