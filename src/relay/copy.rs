@@ -28,8 +28,13 @@ impl Flow {
         };
         meter.read(route.direction, received);
         self.note_copied(received);
+        let is_last = received < COPY_LENGTH && route.source.ends_here();
+        if is_last {
+            self.source_ended = Some(FlowEnd::Finished);
+        }
         let bytes = buffer.get(..received).unwrap_or_default();
-        match route.sink.poll_send(cx, bytes) {
+        let sent = if is_last { route.sink.poll_send_last(cx, bytes) } else { route.sink.poll_send(cx, bytes) };
+        match sent {
             Poll::Ready(Ok(sent)) => {
                 meter.written(resources, RelayPath::Copy, route.direction, sent);
                 if sent < received {

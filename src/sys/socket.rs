@@ -5,10 +5,10 @@
 //! `send` proves that the send buffer is full.
 
 mod beginning;
+mod ending;
 
 use std::{
     cell::Cell,
-    future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
     net::SocketAddr,
     os::fd::OwnedFd,
@@ -18,7 +18,6 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt},
     pipe::{SpliceFlags, splice},
@@ -31,6 +30,7 @@ use tokio::{
     task::coop,
 };
 
+pub use self::ending::Left;
 use super::{pipe::Pipe, presence};
 
 /// Asked of each splice: a constant that stays below the signed maximum after page rounding.
@@ -55,13 +55,6 @@ enum Nagle {
     Untouched,
     OneWrite,
     Off,
-}
-
-/// How the peer left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    Closed,
-    Reset,
 }
 
 /// What filling a pipe came to.
@@ -116,34 +109,6 @@ impl Socket {
             });
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Ready when the peer has left: it reset, or it finished and nothing it said is unread. Nothing is taken from the
-    /// socket. `unread`: something was taken before and is still to be read.
-    pub async fn left(&self, unread: bool) -> Left {
-        if !unread && let Some(left) = poll_fn(|cx| self.poll_left(cx)).await {
-            return left;
-        }
-        // Who asked for something may have finished sending and wait for the answer. Only an error says that it is gone.
-        let _ = self.fd.ready(Interest::ERROR).await;
-        Left::Reset
-    }
-
-    /// `None` when something is unread.
-    fn poll_left(&self, cx: &mut Context<'_>) -> Poll<Option<Left>> {
-        loop {
-            let Ok(mut guard) = ready!(self.poll_readable(cx)) else { return Poll::Ready(Some(Left::Reset)) };
-            match rustix::net::recv(&self.fd, &mut [0], RecvFlags::PEEK) {
-                Ok((_, 0)) => return Poll::Ready(Some(Left::Closed)),
-                Ok(_) => return Poll::Ready(None),
-                Err(Errno::AGAIN) => {
-                    guard.clear_ready();
-                    self.forget_urgent();
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return Poll::Ready(Some(Left::Reset)),
-            }
-        }
     }
 
     /// Receives into `buffer`; 0 is the end of the stream.
@@ -223,30 +188,10 @@ impl Socket {
         Poll::Ready(Ok(bytes))
     }
 
-    /// Sends FIN. An end that is already gone is not an error.
-    pub fn finish_sending(&self) {
-        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Write);
-    }
-
-    /// Makes the close that follows a reset: RST instead of FIN, and what was not delivered is lost.
-    pub fn reset_on_close(&self) {
-        let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
-    }
-
     /// Has the kernel end a connection whose peer is gone; `silence` is how long it may confirm nothing.
     pub fn expect_presence(&self, silence: Duration) {
         // Without it the relay's own limit on silence is left.
         let _ = presence::expect(&self.fd, silence);
-    }
-
-    /// Bytes (and an unacknowledged FIN) that the peer's host has not confirmed (`SIOCOUTQ`, tcp(7)).
-    #[expect(unsafe_code, reason = "rustix has no name for SIOCOUTQ")]
-    pub fn unconfirmed(&self) -> io::Result<usize> {
-        use rustix::ioctl::{Getter, ioctl};
-        const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
-        // SAFETY: SIOCOUTQ writes one C int, which is what the getter makes room for.
-        let bytes = unsafe { ioctl(&self.fd, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) }?;
-        Ok(usize::try_from(bytes).unwrap_or(0))
     }
 
     /// Whether something waits in the kernel because the peer's host takes no more now (`SIOCOUTQNSD`): its reader is behind.
@@ -257,15 +202,6 @@ impl Socket {
         // SAFETY: SIOCOUTQNSD writes one C int, which is what the getter makes room for.
         let bytes = unsafe { ioctl(&self.fd, Getter::<SIOCOUTQNSD, std::ffi::c_int>::new()) };
         bytes.is_ok_and(|bytes| bytes > 0)
-    }
-
-    /// Whether the peer has reset the connection, so that it will never confirm anything again.
-    pub fn is_reset(&self) -> bool {
-        let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let error = poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
-            && polled.iter().any(|polled| polled.revents().contains(PollFlags::ERR));
-        self.reset.get() || error
     }
 
     /// Whether the kernel has connected this socket to itself: a port of our own range that nobody listens on can meet

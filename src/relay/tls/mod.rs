@@ -30,6 +30,10 @@ const SHARE: usize = 256 << 10;
 const CLOSE_NOTIFY: u8 = 0;
 const KEY_UPDATE: u8 = 24;
 
+/// Levels of alerts.
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
+
 /// A client behind TLS, after the handshake.
 pub struct TlsClient {
     socket: Socket,
@@ -122,8 +126,6 @@ impl TlsClient {
     }
 
     fn queue_alert(&mut self, description: u8) {
-        const WARNING: u8 = 1;
-        const FATAL: u8 = 2;
         let level = if description == CLOSE_NOTIFY { WARNING } else { FATAL };
         // Without its alert the end is an abrupt one, which is right when not even an alert can be sealed.
         let _ = self.queue(ContentType::Alert, &[level, description]);
@@ -133,10 +135,18 @@ impl TlsClient {
     fn queue(&mut self, content: ContentType, message: &[u8]) -> Result<(), RecordError> {
         let Layout { before, behind } = self.sealer.layout();
         let mut record = vec![0; before + message.len() + behind];
-        record.get_mut(before..before + message.len()).ok_or(RecordError::TooLong)?.copy_from_slice(message);
-        self.sealer.seal(content, &mut record)?;
+        self.seal_message(content, message, &mut record)?;
         self.outgoing.append(&mut record);
         Ok(())
+    }
+
+    /// Seals a short message at the beginning of `place`, and says how long its record is.
+    fn seal_message(&mut self, content: ContentType, message: &[u8], place: &mut [u8]) -> Result<usize, RecordError> {
+        let Layout { before, behind } = self.sealer.layout();
+        let record = place.get_mut(..before + message.len() + behind).ok_or(RecordError::TooLong)?;
+        record.get_mut(before..before + message.len()).ok_or(RecordError::TooLong)?.copy_from_slice(message);
+        self.sealer.seal(content, record)?;
+        Ok(record.len())
     }
 }
 

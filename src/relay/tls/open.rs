@@ -184,6 +184,7 @@ impl TlsClient {
         self.earn_updates(length);
         meter.read(Direction::ClientToBackend, length);
         let result = match slices {
+            [one] if flow.source_ended == Some(FlowEnd::Finished) => backend.poll_send_last(cx, one),
             [one] => backend.poll_send(cx, one),
             many => backend.poll_send_vectored(cx, many, length),
         };

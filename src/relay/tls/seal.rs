@@ -9,7 +9,7 @@ use std::{
 
 use rustls::ContentType;
 
-use super::{SHARE, TlsClient};
+use super::{CLOSE_NOTIFY, SHARE, TlsClient, WARNING};
 use crate::{
     config::TlsVersion,
     metrics::{Direction, RelayPath},
@@ -66,7 +66,11 @@ impl TlsClient {
                 Poll::Ready(Ok(received)) => {
                     moved += received;
                     meter.read(Direction::BackendToClient, received);
-                    match self.seal_and_send(cx, &mut scratch.plain, received) {
+                    let is_last = received < MAX_PLAIN && backend.ends_here();
+                    if is_last {
+                        flow.source_ended = Some(FlowEnd::Finished);
+                    }
+                    match self.seal_and_send(cx, &mut scratch.plain, received, is_last) {
                         Ok(true) => meter.written(resources, RelayPath::Tls, Direction::BackendToClient, received),
                         Ok(false) => self.in_flight = received,
                         Err(()) => return flow.sink_failed(),
@@ -107,9 +111,15 @@ impl TlsClient {
         result
     }
 
-    /// Seals `received` bytes that lie in slots, and sends them. `Ok(false)`: some records wait. The slots follow each
-    /// other without a gap, so the records do too.
-    fn seal_and_send(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], received: usize) -> Result<bool, ()> {
+    /// Seals `received` bytes that lie in slots, and sends them; behind the last ones goes the alert that says so.
+    /// `Ok(false)`: some records wait. The slots follow each other without a gap, so the records do too.
+    fn seal_and_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        received: usize,
+        is_last: bool,
+    ) -> Result<bool, ()> {
         if self.sealer.is_worn() && self.version == TlsVersion::V1_3 {
             self.update_own_keys().map_err(drop)?;
         }
@@ -125,14 +135,21 @@ impl TlsClient {
                 break;
             }
         }
+        if is_last {
+            let close_notify = [WARNING, CLOSE_NOTIFY];
+            end +=
+                self.seal_message(ContentType::Alert, &close_notify, buffer.get_mut(end..).ok_or(())?).map_err(drop)?;
+        }
         let records = buffer.get(..end).ok_or(())?;
         // A key update that was queued just now goes before.
         let first = mem::take(&mut self.outgoing);
-        let result = if first.is_empty() {
-            self.socket.poll_send(cx, records)
-        } else {
-            let both = [IoSlice::new(&first), IoSlice::new(records)];
-            self.socket.poll_send_vectored(cx, &both, first.len() + end)
+        let result = match (&first[..], is_last) {
+            ([], true) => self.socket.poll_send_last(cx, records),
+            ([], false) => self.socket.poll_send(cx, records),
+            (first, _) => {
+                let both = [IoSlice::new(first), IoSlice::new(records)];
+                self.socket.poll_send_vectored(cx, &both, first.len() + end)
+            }
         };
         let sent = match result {
             Poll::Ready(Ok(sent)) => sent,
