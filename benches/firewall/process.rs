@@ -24,10 +24,10 @@ use tempfile::TempDir;
 /// Lists that are swapped.
 const SWAPS: usize = 20;
 
-/// Connections of a round; A B B A.
-const CONNECTIONS: u32 = 8_000;
+/// Connections of one side of a round; A B B A. Short rounds, so that both sides of one see the same machine.
+const CONNECTIONS: u32 = 1_000;
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 60;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -93,29 +93,37 @@ fn blip(gate: &Gate, list: &str) -> Result<()> {
     Ok(())
 }
 
-/// Processor time for each short connection, with the list and without, in turns.
+/// Processor time for each short connection, with the list and without, in turns: the median of what each round says.
 fn processor_time(empty: &Gate, full: &Gate) -> Result<()> {
-    let (mut without, mut with) = (Vec::new(), Vec::new());
+    let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let order = if round % 2 == 0 { [(empty, false), (full, true)] } else { [(full, true), (empty, false)] };
-        for (gate, is_full) in order {
+        let (mut one, mut other) = (0.0, 0.0);
+        for is_full in if round % 2 == 0 { [false, true] } else { [true, false] } {
+            let (gate, each) = if is_full { (full, &mut other) } else { (empty, &mut one) };
             let before = gate.processor_time()?;
             for number in 0..CONNECTIONS {
                 visit(gate.address, number.wrapping_mul(0x9e37_79b9) ^ u32::try_from(round)?)?;
             }
-            let each = gate.processor_time()?.saturating_sub(before) / CONNECTIONS;
-            if is_full { &mut with } else { &mut without }.push(each);
+            let spent = gate.processor_time()?.saturating_sub(before) / CONNECTIONS;
+            *each = spent.as_secs_f64() * 1e6;
         }
+        without.push(one);
+        with.push(other);
+        ratios.push((other / one - 1.0) * 100.0);
     }
-    let [with, without] = [with, without].map(|mut rounds| {
-        rounds.sort_unstable();
-        (rounds.get(rounds.len() / 2).copied().unwrap_or_default(), rounds)
-    });
-    let more = (with.0.as_secs_f64() / without.0.as_secs_f64() - 1.0) * 100.0;
-    println!("S8: processor time for a connection, {ROUNDS} rounds of {CONNECTIONS} each in turns:");
-    println!("S8:   empty list {:.2?} (median of {:.2?})", without.0, without.1);
-    println!("S8:   a million  {:.2?} (median of {:.2?}): {more:+.1} % (at most 2 %)", with.0, with.1);
+    let [without, with, more] = [without, with, ratios].map(quartiles);
+    println!(
+        "S8: processor time for a connection, {ROUNDS} rounds of {CONNECTIONS} each in turns, median (quartiles):"
+    );
+    println!("S8:   empty list {:.2} us ({:.2} to {:.2})", without[1], without[0], without[2]);
+    println!("S8:   a million  {:.2} us ({:.2} to {:.2})", with[1], with[0], with[2]);
+    println!("S8:   more {:+.1} % ({:+.1} to {:+.1}; at most 2 %)", more[1], more[0], more[2]);
     Ok(())
+}
+
+fn quartiles(mut numbers: Vec<f64>) -> [f64; 3] {
+    numbers.sort_unstable_by(f64::total_cmp);
+    [1, 2, 3].map(|part| numbers.get(numbers.len() * part / 4).copied().unwrap_or_default())
 }
 
 impl Gate {
