@@ -4,8 +4,6 @@
 //! [`SourceLimits`] are the numbers of one policy, [`Sources`] what is known of everybody: the first goes with a
 //! configuration, the second stays. Time and the key of the hash are given.
 
-mod table;
-
 use std::{
     net::IpAddr,
     num::NonZeroU32,
@@ -16,13 +14,12 @@ use std::{
     time::Duration,
 };
 
-pub use table::{Found, Slot, Table};
-
 use crate::{
     address::Prefixes,
     config::{self, Action},
     firewall::{RuleSet, Table as Networks},
     metrics::LimitReason,
+    sources::{Found, Slot, Table},
 };
 
 /// What each source may do, by one policy.
