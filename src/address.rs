@@ -1,6 +1,6 @@
 //! Client addresses in one canonical form, so that no rule can be walked round by another spelling (traps F1).
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// An IPv4-mapped IPv6 address is the IPv4 address; a scope is not part of an address.
 #[must_use]
@@ -50,6 +50,14 @@ impl Prefixes {
     pub fn prefix_of(self, address: IpAddr) -> u8 {
         if canonical_ip(address).is_ipv4() { self.ipv4 } else { self.ipv6 }
     }
+
+    /// What people call one of its sources: the address, or the network where that is wider.
+    #[must_use]
+    pub fn name_of(self, source: Source) -> String {
+        let first = canonical_ip(Ipv6Addr::from_bits(source.to_bits()).into());
+        let (prefix, whole) = (self.prefix_of(first), if first.is_ipv4() { 32 } else { 128 });
+        if prefix == whole { first.to_string() } else { format!("{first}/{prefix}") }
+    }
 }
 
 impl Source {
@@ -78,6 +86,20 @@ mod tests {
         assert!(same(wide, "192.0.2.1", "192.0.2.255") && !same(wide, "192.0.2.1", "192.0.3.1"));
         assert!(!same(wide, "2001:db8::1", "2001:db8::2"));
         assert!(same(Prefixes { ipv4: 1, ipv6: 1 }, "127.0.0.1", "0.0.0.0"));
+    }
+
+    #[test]
+    fn a_source_is_called_by_its_address_or_its_network() {
+        for (prefixes, address, expected) in [
+            (Prefixes::DEFAULT, "192.0.2.7", "192.0.2.7"),
+            (Prefixes::DEFAULT, "::ffff:192.0.2.7", "192.0.2.7"),
+            (Prefixes::DEFAULT, "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+            (Prefixes::DEFAULT, "::1", "::/64"),
+            (Prefixes { ipv4: 24, ipv6: 128 }, "192.0.2.7", "192.0.2.0/24"),
+            (Prefixes { ipv4: 24, ipv6: 128 }, "2001:db8::1", "2001:db8::1"),
+        ] {
+            assert_eq!(prefixes.name_of(prefixes.source_of(address.parse().unwrap())), expected);
+        }
     }
 
     #[test]

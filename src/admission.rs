@@ -8,7 +8,6 @@ use crate::{
     firewall::Action,
     frontend::Frontend,
     limits::{Answer, SourcePlace},
-    metrics::{Label, LimitReason},
     sys::clock,
 };
 
@@ -42,9 +41,8 @@ impl<'f> Admission<'f> {
             return Self::Denied { rule };
         }
         let Some(limits) = &frontend.sources else { return Self::Welcome { rule, place: None } };
-        let now = clock::fine();
         let cells = frontend.cells.at(worker);
-        match limits.take(client, now) {
+        match limits.take(client, clock::fine()) {
             Answer::Place { place, evicted } => {
                 cells.limits_evictions.add(evicted.into());
                 Self::Welcome { rule, place: Some(place) }
@@ -56,9 +54,6 @@ impl<'f> Admission<'f> {
             }
             Answer::Limited(reason) => {
                 cells.limited.at(reason).add(1);
-                if let Some(others) = limits.may_tell(now) {
-                    tell(client, frontend, reason, others);
-                }
                 if let Some(watch) = &frontend.watch {
                     watch.note(client, Offence::Limited);
                 }
@@ -66,10 +61,4 @@ impl<'f> Admission<'f> {
             }
         }
     }
-}
-
-#[cold]
-fn tell(client: IpAddr, frontend: &Frontend, reason: LimitReason, others: u64) {
-    let (listener, reason) = (&*frontend.name, reason.as_str());
-    tracing::warn!(listener, %client, reason, others, "client turned away at the limits of its source");
 }

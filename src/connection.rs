@@ -61,8 +61,7 @@ pub struct Admitted {
 #[derive(Debug)]
 struct Places {
     _house: [Place; 2],
-    /// Boxed: where there are no limits of sources, nobody pays for more.
-    _source: Option<Box<SourcePlace>>,
+    _source: Option<SourcePlace>,
 }
 
 /// A client that is served by one worker.
@@ -150,7 +149,7 @@ pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: us
         frontend: Arc::clone(frontend),
         accepted: Instant::now(),
         rule: Arc::clone(rule),
-        places: Places { _house: [process, listener], _source: place.map(Box::new) },
+        places: Places { _house: [process, listener], _source: place },
     })
 }
 

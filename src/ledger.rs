@@ -100,7 +100,7 @@ fn limits_anything(numbers: &Numbers) -> bool {
 }
 
 /// For a hash that no client can foresee.
-fn key() -> [u8; 16] {
+pub fn key() -> [u8; 16] {
     let random = RandomState::new();
     (u128::from(random.hash_one(0)) << 64 | u128::from(random.hash_one(1))).to_ne_bytes()
 }

@@ -18,6 +18,7 @@ pub mod threshold;
 pub mod config;
 // floor 1: shared state. Atomics and Arc, still no I/O.
 pub mod metrics;
+pub mod sources;
 pub mod limits;
 pub mod bans;
 pub mod backend;

@@ -10,6 +10,7 @@ use std::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use sluicegate::{
+    address::Prefixes,
     config::ZeroCopy,
     connection,
     crew::{self, Command, Crew},
@@ -18,6 +19,7 @@ use sluicegate::{
     metrics::Registry,
     offence,
     outcome::Outcome,
+    rejections::Rejections,
     site::Site,
     tls::acceptor,
     worker::{self, Assignment},
@@ -171,7 +173,7 @@ fn a7_no_client_is_lost_between_two_workers_at_a_stop() {
         zero_copy: ZeroCopy::Off,
         rustls_records: false,
         registry: Arc::clone(&registry),
-        rejections: Arc::default(),
+        rejections: Arc::new(Rejections::new(Prefixes::DEFAULT)),
         crew: Arc::new(Crew::new(handles.clone(), Arc::clone(&registry))),
         log: None,
         seed: 1,

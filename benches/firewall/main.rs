@@ -1,5 +1,6 @@
 //! Cost of a verdict at 1,000, 100,000 and 1,000,000 networks, of building the table, of reading a list file, of a look at the
-//! limits of a source and at the bans, and of a list in a process that serves. `cargo bench --bench firewall`
+//! limits of a source and at the bans, of turning a client away, and of a list in a process that serves.
+//! `cargo bench --bench firewall`
 
 #![expect(clippy::cast_possible_truncation, reason = "drawn numbers are cut to size on purpose")]
 
@@ -23,6 +24,8 @@ use sluicegate::{
     limits::{self, Sources},
     metrics::BanKind,
     moment::Moment,
+    outcome::Outcome,
+    rejections::Rejections,
 };
 
 const LOOKUPS: usize = 2_000_000;
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     let text = list(1_000_000);
     list_file(&text);
     limits();
+    rejections();
     bans(100_000);
     process::measure(&text)
 }
@@ -138,7 +142,17 @@ fn list_file(text: &str) {
     );
 }
 
-/// A connection that comes and goes: a place taken and given back. Every second client is of a source that comes often.
+/// Every second one is of a source that comes often.
+fn visitors() -> Vec<IpAddr> {
+    let mut random = Random(3);
+    let client = |n: usize| {
+        let bits = random.low_bits();
+        IpAddr::V4(Ipv4Addr::from_bits(if n.is_multiple_of(2) { bits % 10_000 } else { bits }))
+    };
+    (0..LOOKUPS).map(client).collect()
+}
+
+/// A connection that comes and goes: a place taken and given back.
 fn limits() {
     let config = SourceLimits {
         connections: NonZeroU32::new(200),
@@ -148,18 +162,27 @@ fn limits() {
     };
     let sources = Sources::new(config.prefixes, 1 << 17, [7; 16]);
     let limits = limits::SourceLimits::new(&config, Arc::clone(&sources));
-    let mut random = Random(3);
-    let client = |n: usize| {
-        let bits = random.low_bits();
-        IpAddr::V4(Ipv4Addr::from_bits(if n.is_multiple_of(2) { bits % 10_000 } else { bits }))
-    };
-    let clients: Vec<IpAddr> = (0..LOOKUPS).map(client).collect();
+    let clients = visitors();
     let began = Instant::now();
     let visit = |(client, n): (&IpAddr, u64)| drop(black_box(limits.take(*client, Duration::from_micros(n))));
     clients.iter().zip(0..).for_each(visit);
     let mean = began.elapsed() / LOOKUPS as u32;
     let (known, bytes) = (sources.known(), sources.heap_bytes());
     println!("F9: limits: {mean:.1?} for a place taken and given back, {known} sources known, {bytes} bytes");
+}
+
+/// A client that is turned away: whether it is to have a record. The first one has a table made.
+fn rejections() {
+    let rejections = Rejections::new(Prefixes::DEFAULT);
+    let clients = visitors();
+    let note = |client: &IpAddr, n| rejections.note(*client, Outcome::Denied, Moment::from_millis(n), true);
+    let began = Instant::now();
+    black_box(note(&IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+    let first = began.elapsed();
+    let began = Instant::now();
+    let recorded = black_box(clients.iter().zip(0..).filter(|(client, n)| note(client, *n)).count());
+    let mean = began.elapsed() / LOOKUPS as u32;
+    println!("F7: {mean:.1?} for a client that is turned away, {first:.1?} for the first, {recorded} records");
 }
 
 fn bans(count: u32) {

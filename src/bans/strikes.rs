@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{address::Prefixes, cidr::Cidr, config::AutoBan, limits::Table, moment::Moment};
+use crate::{address::Prefixes, cidr::Cidr, config::AutoBan, moment::Moment, sources::Table};
 
 /// Sources that are watched at once; when there are more, the one that was quiet for the longest goes.
 const ROOM: usize = 65_536;

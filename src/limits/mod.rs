@@ -4,25 +4,14 @@
 //! [`SourceLimits`] are the numbers of one policy, [`Sources`] what is known of everybody: the first goes with a
 //! configuration, the second stays. Time and the key of the hash are given.
 
-mod table;
-
-use std::{
-    net::IpAddr,
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
-
-pub use table::{Found, Slot, Table};
+use std::{net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use crate::{
     address::Prefixes,
     config::{self, Action},
     firewall::{RuleSet, Table as Networks},
     metrics::LimitReason,
+    sources::{Found, Slot, Table},
 };
 
 /// What each source may do, by one policy.
@@ -43,7 +32,6 @@ pub struct Exempt(Option<Networks>);
 pub struct Sources {
     prefixes: Prefixes,
     table: Table<Entry>,
-    reports: Reports,
 }
 
 /// A connection of a source, counted until dropped.
@@ -85,14 +73,6 @@ struct Entry {
     live: u32,
 }
 
-/// How often it is told that somebody was turned away.
-#[derive(Debug, Default)]
-struct Reports {
-    /// In seconds of the clock, and one more: 0 is never.
-    told: AtomicU64,
-    untold: AtomicU64,
-}
-
 impl SourceLimits {
     pub fn new(config: &config::SourceLimits, sources: Arc<Sources>) -> Self {
         Self {
@@ -120,12 +100,6 @@ impl SourceLimits {
         }
     }
 
-    /// Whether it should be told now that somebody was turned away: with how many others since the last time. At most once a
-    /// second for all workers.
-    pub fn may_tell(&self, now: Duration) -> Option<u64> {
-        self.sources.reports.may_tell(now)
-    }
-
     pub fn sources(&self) -> &Arc<Sources> {
         &self.sources
     }
@@ -145,7 +119,7 @@ impl Exempt {
 impl Sources {
     /// Room for at least so many sources.
     pub fn new(prefixes: Prefixes, room: usize, key: [u8; 16]) -> Arc<Self> {
-        Arc::new(Self { prefixes, table: Table::new(room, key), reports: Reports::default() })
+        Arc::new(Self { prefixes, table: Table::new(room, key) })
     }
 
     pub fn prefixes(&self) -> Prefixes {
@@ -201,18 +175,6 @@ impl Entry {
         };
         self.live += 1;
         Ok(())
-    }
-}
-
-impl Reports {
-    fn may_tell(&self, now: Duration) -> Option<u64> {
-        let (now, last) = (now.as_secs() + 1, self.told.load(Ordering::Relaxed));
-        let is_mine = now > last && self.told.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if is_mine {
-            return Some(self.untold.swap(0, Ordering::Relaxed));
-        }
-        self.untold.fetch_add(1, Ordering::Relaxed);
-        None
     }
 }
 

@@ -127,16 +127,6 @@ fn f9_a_million_sources_take_no_more_memory() {
     assert_eq!(limits.sources().known(), limits.sources().room());
 }
 
-#[test]
-fn it_is_told_once_a_second_with_how_many_more() {
-    let reports = Reports::default();
-    let told = |millis| reports.may_tell(Duration::from_millis(millis));
-    assert_eq!(
-        [told(0), told(1), told(999), told(1_000), told(1_001), told(5_000)],
-        [Some(0), None, None, Some(2), None, Some(1)]
-    );
-}
-
 /// One source as one would write it without a thought for memory: every visit is remembered.
 struct Naive {
     live: u32,

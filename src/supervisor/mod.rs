@@ -42,7 +42,7 @@ use crate::{
     offence::{self, Culprits},
     offload::Offload,
     ports::{self, Passed, Port},
-    rejections::Teller,
+    rejections::{Rejections, Teller},
     running::{Counter, Live, Running},
     service,
     site::Site,
@@ -133,7 +133,6 @@ pub async fn start(
     let (template, log) = template(config, &options, &registry)?;
     let (crew, inboxes) = crew(&limits, &registry);
     let (checkers, first) = watch_backends(&loaded, &site, (&registry, &crew), None);
-    let started = config.clone();
     let running = Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart: Vec::new() };
     let live = Arc::new(Live::new(running, options.config));
     let admin = Arc::new(admin_state(&live, &registry, heir.is_some()));
@@ -150,13 +149,13 @@ pub async fn start(
     let workers = start_workers(&limits, &live.running().site, &ports, &template, (Arc::clone(&crew), inboxes))
         .map_err(|error| vec![cannot_start("a worker does not start", &error)])?;
     let predecessor = begin_to_serve(before, &registry, &admin).await?;
-    let teller = Teller::new(template.rejections, Arc::clone(&registry));
+    let teller = Teller::new(Arc::clone(&template.rejections), Arc::clone(&registry));
     let watching = watching(&live, (&crew, &admin, &offload), (&warden, culprits), &counter, teller, options.read_at);
     let ((retire, retired), (replaced, is_replaced)) = (oneshot::channel(), oneshot::channel());
     let admin_address = doors.address;
     let governor = Governor {
         live: Arc::clone(&live),
-        started,
+        started: live.running().loaded.config.clone(),
         ports,
         swapped: Arc::default(),
         passed,
@@ -167,6 +166,7 @@ pub async fn start(
         crew,
         admin: Arc::clone(&admin),
         warden,
+        rejections: template.rejections,
         doors,
         offload: Arc::clone(&offload),
         launch: Launch::of_this_process().map_err(|error| error.to_string()),
@@ -222,7 +222,8 @@ fn template(
 ) -> Result<(Template, Option<access_log::Guard>), Vec<Diagnostic>> {
     let (log, guard) = start_log(&config.log, registry)?;
     let zero_copy = tried_paths(config.global.zero_copy, options);
-    let (rustls_records, registry, rejections) = (options.rustls_records, Arc::clone(registry), Arc::default());
+    let rejections = Arc::new(Rejections::new(config.firewall.limits.prefixes));
+    let (rustls_records, registry) = (options.rustls_records, Arc::clone(registry));
     Ok((Template { zero_copy, rustls_records, registry, rejections, log }, guard))
 }
 

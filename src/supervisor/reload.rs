@@ -97,6 +97,7 @@ impl Governor {
             let _ = handle.send(Command::Arrange(Box::new(arrangement)));
         }
         tell(&gone, ports.iter().filter(|port| !kept.contains(&port.id)));
+        self.rejections.follow(loaded.config.firewall.limits.prefixes);
         self.admin.allow.store(Arc::new(loaded.config.admin.allow.clone()));
         let needs_restart = verdict.needs_restart.clone();
         self.live.replace(Running { addresses: addresses(&ports), loaded, site, checkers, needs_restart });

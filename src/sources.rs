@@ -100,6 +100,15 @@ impl<T: Copy + Default> Table<T> {
         }
     }
 
+    /// Lets `work` see what is known of every source, one bucket after the other.
+    pub fn for_each(&self, mut work: impl FnMut(Source, &mut T)) {
+        for bucket in &self.buckets {
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            let Bucket { used, sources, entries } = &mut *bucket;
+            sources.iter().zip(entries).take(*used).for_each(|(source, entry)| work(*source, entry));
+        }
+    }
+
     /// Sources that are known.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -156,6 +165,10 @@ mod tests {
                 table.at(found.slot, |entry| assert_eq!(*entry, *count));
             }
             prop_assert_eq!(table.used(), model.len());
+            let mut all = HashMap::new();
+            table.for_each(|source, entry| assert_eq!(all.insert(source, std::mem::take(entry)), None));
+            prop_assert_eq!(all, model.into_iter().map(|(number, count)| (source(number), count)).collect());
+            table.for_each(|_, entry| assert_eq!(*entry, 0, "changed where it is"));
         }
 
         /// Entries that have to stay are never forgotten, and of the others the oldest goes.
