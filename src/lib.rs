@@ -38,6 +38,7 @@ pub mod frontend;
 pub mod admission;
 pub mod site;
 pub mod ports;
+pub mod spool;
 pub mod access_log;
 pub mod messages;
 pub mod rejections;
