@@ -105,9 +105,6 @@ impl Flow {
                 Step::Again => {}
                 other => return other,
             }
-            if let Some(end) = self.source_ended {
-                return Step::Ended(end);
-            }
             let step = match self.mode(resources.zero_copy) {
                 Mode::Splice { .. } => self.splice_round(cx, route, resources, meter),
                 Mode::Copy { .. } | Mode::CopyOnly => self.copy_round(cx, route, resources, meter),
@@ -120,7 +117,7 @@ impl Flow {
         Step::Again
     }
 
-    /// Gives the sink what is parked. `Again` means that nothing is left.
+    /// Gives the sink what is parked. `Again` means that nothing is left and that the source may have more.
     pub(super) fn deliver_parked(
         &mut self,
         cx: &mut Context<'_>,
@@ -129,12 +126,12 @@ impl Flow {
     ) -> Step {
         loop {
             let (result, path) = match &mut self.parked {
-                Parked::Nothing => return Step::Again,
+                Parked::Nothing => return self.source_ended.map_or(Step::Again, Step::Ended),
                 Parked::Bytes { bytes, sent } => {
                     let left = bytes.get(*sent..).unwrap_or_default();
                     if left.is_empty() {
                         self.parked = Parked::Nothing;
-                        return Step::Again;
+                        continue;
                     }
                     let result = sink.poll_send(cx, left);
                     if let Poll::Ready(Ok(n)) = result {
@@ -145,7 +142,7 @@ impl Flow {
                 Parked::Pipe(pipe) => {
                     if pipe.held() == 0 {
                         self.parked = Parked::Nothing;
-                        return Step::Again;
+                        continue;
                     }
                     (sink.poll_empty(cx, pipe), RelayPath::Splice)
                 }
