@@ -117,7 +117,7 @@ fn o5_every_series_is_there_from_the_start_and_at_zero() {
         "worker_connections",
         "pool_retries_total",
         "backend_connections",
-        "backend_connections_total",
+        "backend_connects_total",
         "backend_connect_failures_total",
         "backend_connect_duration_seconds_count",
         "health_checks_total",
