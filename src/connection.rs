@@ -275,12 +275,8 @@ impl Connection {
         Outcome::OutOfResources
     }
 
-    /// Whether it has no record of its own: a client that is turned away and not the first of its source (traps F7), and a
-    /// port probe, which said nothing (O8).
-    fn is_only_counted(&self, outcome: Outcome) -> bool {
-        if matches!(outcome, Outcome::Denied | Outcome::Limited) {
-            return !self.local.reject(self.client().ip(), outcome);
-        }
+    /// Whether it said nothing and went: that is counted and not logged (traps O8).
+    fn was_port_probe(&self, outcome: Outcome) -> bool {
         let closed = matches!(outcome, Outcome::ClientClosed | Outcome::ClientReset);
         let notes = self.notes.borrow();
         closed
@@ -346,8 +342,9 @@ struct Ending<'a> {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let Connection { local, frontend, accepted, .. } = self.connection;
-        let outcome = match (self.outcome, self.connection.meter.end()) {
+        let connection = self.connection;
+        let Connection { local, frontend, accepted, .. } = connection;
+        let outcome = match (self.outcome, connection.meter.end()) {
             (Some(outcome), _) => outcome,
             (None, _) if std::thread::panicking() => Outcome::Internal,
             // Cut off while its sockets were being closed.
@@ -355,8 +352,12 @@ impl Drop for Ending<'_> {
             (None, None) => Outcome::Drained,
         };
         let total = accepted.elapsed();
-        if !self.connection.is_only_counted(outcome) {
-            local.log(|| self.connection.record(outcome, total));
+        let has_record = match outcome {
+            Outcome::Denied | Outcome::Limited => local.note_rejection(connection.client().ip(), outcome),
+            _ => !connection.was_port_probe(outcome),
+        };
+        if has_record {
+            local.log(|| connection.record(outcome, total));
         }
         frontend.cells.at(local.index).close(outcome, total);
     }

@@ -7,6 +7,8 @@
 //! A module imports only from the lines above its own; `tests/architecture.rs` checks it.
 
 // floor 0: values. No tokio, no I/O, no clock, no atomics.
+#[cfg(test)]
+pub mod random;
 pub mod moment;
 pub mod address;
 pub mod cidr;
@@ -39,6 +41,7 @@ pub mod frontend;
 pub mod admission;
 pub mod site;
 pub mod ports;
+pub mod spool;
 pub mod access_log;
 pub mod messages;
 pub mod rejections;

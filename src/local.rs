@@ -82,8 +82,8 @@ impl Local {
         }
     }
 
-    /// Notes a client that is turned away; whether it is to have a record.
-    pub fn reject(&self, client: IpAddr, outcome: Outcome) -> bool {
+    /// Notes a client that is turned away. Whether it is to have a record: the first of its source has (traps F7).
+    pub fn note_rejection(&self, client: IpAddr, outcome: Outcome) -> bool {
         self.rejections.note(client, outcome, clock::coarse(), self.log.is_some())
     }
 

@@ -1,6 +1,6 @@
 //! The process's own messages, on stderr. Connections are told in the access log instead.
 //!
-//! Nothing here makes anybody wait (traps O9): a line goes into a bounded queue or is lost and counted.
+//! Nothing here makes anybody wait (traps O9): a line goes into a spool or is lost and counted.
 
 use std::{
     fs::File,
@@ -9,11 +9,9 @@ use std::{
     panic,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        atomic::{AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
-    time::Duration,
+    thread,
 };
 
 use tracing::{Subscriber, error, level_filters::LevelFilter, warn};
@@ -22,33 +20,18 @@ use tracing_subscriber::fmt::{MakeWriter, fmt};
 use crate::{
     config::{LogFormat, LogLevel},
     metrics::count_panic,
+    spool::{self, Spool},
 };
 
 /// Lines that wait for the writer. There are few: this is for a terminal that is held, or a journal that is stopped.
 const QUEUE: usize = 1024;
-/// What a stop waits for a stderr that takes nothing.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Between tries at a stderr that somebody made non-blocking.
-const RETRY: Duration = Duration::from_millis(10);
 
-/// Keeps the writer; dropped, it has the rest of the queue written and waits for that, at most two seconds.
-#[derive(Debug)]
-#[must_use = "without it the last messages are lost"]
-pub struct Guard {
-    queue: Arc<Queue>,
-    /// Disconnected when the writer is done.
-    done: Receiver<()>,
-    thread: Option<JoinHandle<()>>,
-}
+/// Keeps the writer; dropped, it has the rest of the queue written.
+pub type Guard = spool::Guard<Vec<u8>>;
 
 /// Where whoever says something leaves it, each line at once.
 #[derive(Debug)]
-struct Queue {
-    /// A line, or nothing: look at `stopping`.
-    lines: SyncSender<Option<Vec<u8>>>,
-    stopping: AtomicBool,
-    lost: AtomicU64,
-}
+struct Lines(Spool<Vec<u8>>);
 
 /// Sends `tracing` events of `level` and above to stderr, from now on and from every thread. Once per process.
 pub fn init_messages(format: LogFormat, level: LogLevel) -> io::Result<Guard> {
@@ -72,83 +55,33 @@ pub fn tell_panics() {
 
 /// Starts the writer, and gives who feeds it.
 fn start(format: LogFormat, level: LogLevel, output: File) -> io::Result<(Box<dyn Subscriber + Send + Sync>, Guard)> {
-    let (sender, lines) = sync_channel(QUEUE);
-    let (finished, done) = sync_channel::<()>(0);
-    let queue = Arc::new(Queue { lines: sender, stopping: AtomicBool::new(false), lost: AtomicU64::new(0) });
-    let shared = Arc::clone(&queue);
-    let thread = thread::Builder::new().name("messages".to_owned()).spawn(move || {
-        let _finished = finished;
-        let output = Arc::new(output);
-        while let Some(line) = shared.next(&lines) {
-            let is_written = write(&output, &line);
-            let lost = shared.lost.swap(0, Ordering::Relaxed) + u64::from(!is_written);
+    let (output, lost) = (Arc::new(output), Arc::new(AtomicU64::new(0)));
+    let losses = Arc::clone(&lost);
+    let (spool, guard) = Spool::<Vec<u8>>::start("messages", QUEUE, lost, move |lines| {
+        while let Some(line) = lines.next(|| {}) {
+            let is_written = spool::write(&mut &*output, &line) == line.len();
+            let lost = losses.swap(0, Ordering::Relaxed) + u64::from(!is_written);
             if lost > 0 && is_written {
                 // Written here and now, past the queue.
                 let direct = subscriber(format, level, Arc::clone(&output));
                 tracing::subscriber::with_default(direct, || warn!(lost, "messages were lost: stderr took none"));
             } else {
-                shared.lost.fetch_add(lost, Ordering::Relaxed);
+                losses.fetch_add(lost, Ordering::Relaxed);
             }
         }
     })?;
-    let feeding = subscriber(format, level, Arc::clone(&queue));
-    Ok((feeding, Guard { queue, done, thread: Some(thread) }))
-}
-
-/// Whether the whole line was taken.
-fn write(mut output: &File, line: &[u8]) -> bool {
-    let mut written = 0;
-    while let Some(rest) = line.get(written..).filter(|rest| !rest.is_empty()) {
-        match output.write(rest) {
-            Ok(0) => return false,
-            Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
-            Err(_) => return false,
-        }
-    }
-    true
-}
-
-impl Queue {
-    /// The next line; `None` when there will be none.
-    fn next(&self, lines: &Receiver<Option<Vec<u8>>>) -> Option<Vec<u8>> {
-        loop {
-            let line = match lines.try_recv() {
-                Ok(line) => line,
-                Err(_) if self.stopping.load(Ordering::SeqCst) => return None,
-                Err(_) => lines.recv().ok()?,
-            };
-            if line.is_some() {
-                return line;
-            }
-        }
-    }
+    Ok((subscriber(format, level, Arc::new(Lines(spool))), guard))
 }
 
 /// Takes a whole line with each write. Never waits.
-impl Write for &Queue {
+impl Write for &Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.lines.try_send(Some(line.to_vec())).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0.leave(line.to_vec());
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.queue.stopping.store(true, Ordering::SeqCst);
-        // Only to wake it. A queue that is full wakes it too, and it looks at `stopping` when the queue is empty.
-        let _ = self.queue.lines.try_send(None);
-        if self.done.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Disconnected) {
-            // An error is its panic, which was reported when it happened.
-            let _ = self.thread.take().map(JoinHandle::join);
-        }
     }
 }
 
@@ -178,6 +111,8 @@ mod tests {
     use std::{
         io::{Read as _, pipe},
         os::fd::OwnedFd,
+        sync::mpsc::sync_channel,
+        time::Duration,
     };
 
     use serde_json::Value;

@@ -224,3 +224,45 @@ fn certificates(loaded: &Loaded) -> Vec<CertificateGauges> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        load::{self, Text},
+        offence,
+        tls::{acceptor, crowd::Shortage},
+    };
+
+    /// What two workers are told with 350 clients in a handshake, after an upgrade.
+    fn shortage(process: usize, listener: usize) -> Shortage {
+        const CLIENTS: usize = 350;
+        let text = format!(
+            "[listener.tcp]\nbind = \"127.0.0.1:0\"\npool = \"web\"\nmax_connections = {listener}\n\
+             [pool.web]\nbackends = [\"127.0.0.1:1\"]\n"
+        );
+        let provider = Arc::new(acceptor::provider());
+        let loaded = load::load(&Text { path: "test.toml".into(), text }, &provider).unwrap();
+        let (registry, predecessor) = (Registry::new(2), Registry::new(2));
+        let (report, _culprits) = offence::line();
+        let site = Site::build(&loaded, process, &provider, &registry, &Ledger::new(report), None).unwrap();
+        predecessor.listener("tcp").at(0).accepted.add(7);
+        registry.inherit(&predecessor.totals());
+        let frontend = site.frontend("tcp").unwrap();
+        let places = || frontend.limits.each_ref().map(|limit| limit.take().unwrap());
+        let _places: Vec<_> = (0..CLIENTS).map(|_| places()).collect();
+        for worker in 0..2 {
+            frontend.cells.at(worker).tls_in_progress.set(CLIENTS as u64 / 2);
+        }
+        frontend.shortage(|| CLIENTS as u64)
+    }
+
+    /// The block of cells of earlier processes used to have a share like a worker.
+    #[test]
+    fn t6_the_places_of_handshakes_are_shared_by_the_workers_of_this_process_alone() {
+        // Of 400 places 64 are kept free.
+        assert_eq!(shortage(10_000, 400), Shortage::OfListener(168));
+        assert_eq!(shortage(400, 10_000), Shortage::OfProcess(168));
+        assert_eq!(shortage(10_000, 10_000), Shortage::None);
+    }
+}

@@ -10,8 +10,8 @@ const MAX_FILE: usize = 400;
 const MAX_FUNCTION: usize = 70;
 
 /// Modules of floor 0, which know no runtime, no I/O, no clock and no atomics.
-const FLOOR_0: [&str; 9] =
-    ["moment", "address", "cidr", "firewall", "balance", "proxy_protocol", "outcome", "threshold", "config"];
+const FLOOR_0: [&str; 10] =
+    ["random", "moment", "address", "cidr", "firewall", "balance", "proxy_protocol", "outcome", "threshold", "config"];
 
 #[test]
 fn a_module_imports_only_from_the_lines_above_its_own() {

@@ -10,24 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{client, full, hello::Hello};
-
-/// `SplitMix64`; another seed each time, which a failure names.
-struct Random(u64);
+use crate::support::{Random, client, full, hello::Hello};
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
     /// A few changes: bytes, pieces that are left out or come twice, pieces of another input, words that mean something.
     fn changed(&mut self, seeds: &[Vec<u8>], words: &[&str]) -> Vec<u8> {
         let mut bytes = seeds[self.below(seeds.len())].clone();
@@ -36,7 +21,7 @@ impl Random {
             let end = (at + self.below(24)).min(bytes.len());
             match self.below(6) {
                 0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-                1 if at < bytes.len() => bytes[at] = self.next() as u8,
+                1 if at < bytes.len() => bytes[at] = self.draw() as u8,
                 2 => drop(bytes.drain(at..end)),
                 3 => {
                     let piece = bytes[at..end].to_vec();
@@ -65,6 +50,7 @@ fn ask(corpus: &str, more: Vec<Vec<u8>>, words: &[&str], property: fn(&[u8])) {
     for seed in &seeds {
         property(seed);
     }
+    // Another one each time, which a failure names.
     let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let (mut random, begin, mut asked) = (Random(seed), Instant::now(), 0_u64);
     let long = Duration::from_secs(if full() { 60 } else { 1 });

@@ -11,27 +11,16 @@ use sluicegate::{
 };
 
 use crate::support::{
-    Gate, LATE,
+    Gate, LATE, Random,
     gate::{pool, tcp},
     programs::{self, require},
 };
 
-/// `SplitMix64`.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// Few distinct bits at the front, so that networks and addresses meet; IPv4, IPv6 and mapped.
     fn address(&mut self) -> IpAddr {
-        let (kind, front, rest) = (self.next() % 4, self.next() % 8, self.next());
-        let four = Ipv4Addr::from_bits((front as u32) << 29 | (rest as u32) >> 3);
+        let (kind, front, rest) = (self.below(4), self.below(8), self.draw());
+        let four = Ipv4Addr::from_bits(front << 29 | (rest as u32) >> 3);
         match kind {
             0 => Ipv6Addr::from_bits(u128::from(front) << 125 | u128::from(rest) << 40).into(),
             1 => IpAddr::V6(four.to_ipv6_mapped()),
@@ -72,13 +61,13 @@ fn f3_the_table_agrees_with_pythons_ipaddress() {
     for _ in 0..PAIRS / ASKED {
         input += "rules\n";
         let mut rules: Vec<Vec<Cidr>> = Vec::new();
-        for _ in 0..random.next() % 5 {
+        for _ in 0..random.below(5) {
             let network = |random: &mut Random| {
                 let ip = random.address().to_canonical();
                 let most = if ip.is_ipv4() { 32 } else { 128 };
-                Cidr::truncated(ip, (random.next() % (most / 2) + 1) as u8).unwrap().0
+                Cidr::truncated(ip, 1 + random.below(most / 2)).unwrap().0
             };
-            let networks: Vec<_> = (0..=random.next() % 3).map(|_| network(&mut random)).collect();
+            let networks: Vec<_> = (0..=random.below(3)).map(|_| network(&mut random)).collect();
             input += "rule";
             for network in &networks {
                 write!(input, " {network}").unwrap();

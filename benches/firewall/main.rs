@@ -5,6 +5,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "drawn numbers are cut to size on purpose")]
 
 mod process;
+#[path = "../../src/random.rs"]
+mod random;
 
 use std::{
     fmt::Write as _,
@@ -15,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use random::Random;
 use sluicegate::{
     address::Prefixes,
     bans::{Ban, Bans},
@@ -43,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         verdicts("IPv6", networks, |random| {
             let prefix = 32 + random.below(33);
             // 2000::/3, where addresses are in use.
-            let bits = (u128::from(random.next()) << 64 | u128::from(random.next())) >> 3 | 1 << 125;
+            let bits = (u128::from(random.draw()) << 64 | u128::from(random.draw())) >> 3 | 1 << 125;
             (IpAddr::V6(Ipv6Addr::from_bits(bits)), prefix)
         });
     }
@@ -201,23 +204,8 @@ fn bans(count: u32) {
     println!("F6: {count} bans: {mean:.1?} for a look, {changed:.1?} for one ban more");
 }
 
-/// `SplitMix64`.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn low_bits(&mut self) -> u32 {
-        self.next() as u32
-    }
-
-    fn below(&mut self, end: u8) -> u8 {
-        (self.next() % u64::from(end)) as u8
+        self.draw() as u32
     }
 }

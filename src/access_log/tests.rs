@@ -1,7 +1,8 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    sync::Mutex,
-    time::{Instant, SystemTime},
+    sync::{Mutex, atomic::Ordering},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
@@ -154,7 +155,7 @@ fn o9_a_blocked_destination_blocks_nobody_and_the_drop_counter_is_exact() {
 fn o9_a_full_disk_costs_the_records_and_nothing_else() {
     let dropped = Arc::new(AtomicU64::new(0));
     let full = config::AccessLog::File("/dev/full".into());
-    let (log, guard) = AccessLog::start(&full, LogFormat::Text, Arc::clone(&dropped)).unwrap();
+    let (log, guard) = AccessLog::start(&full, LogFormat::Text, Arc::clone(&dropped)).unwrap().unwrap();
     for _ in 0..100 {
         log.write(record());
     }
@@ -174,7 +175,7 @@ fn o9_a_stop_does_not_wait_for_ever_for_a_blocked_destination() {
     }
     let begun = Instant::now();
     drop(guard);
-    assert!(begun.elapsed() < LAST_WORDS * 3);
+    assert!(begun.elapsed() < Duration::from_secs(6));
     drop(input);
     assert!(output.write(b"x").is_err(), "nobody reads any more");
 }
@@ -215,7 +216,7 @@ fn a_write_that_fails_half_way_leaves_whole_lines_and_an_exact_count() {
                     writer.flush();
                 }
             }
-            writer.finish(0);
+            writer.finish();
             let taken = taken.lock().unwrap();
             let mut lines: Vec<_> = taken.split(|b| *b == b'\n').collect();
             // The last line may lack its end: there was no later write to bring it.
@@ -233,8 +234,7 @@ fn a_file_is_appended_to_and_off_is_off() {
     let path = directory.path().join("access.log");
     for _ in 0..2 {
         let file = config::AccessLog::File(path.clone());
-        let (log, guard) = AccessLog::start(&file, LogFormat::Json, Arc::default()).unwrap();
-        assert!(log.is_on());
+        let (log, guard) = AccessLog::start(&file, LogFormat::Json, Arc::default()).unwrap().unwrap();
         let clone = log.clone();
         thread::spawn(move || (0..100).for_each(|_| clone.write(record()))).join().unwrap();
         drop(guard);
@@ -242,9 +242,5 @@ fn a_file_is_appended_to_and_off_is_off() {
     let mut text = String::new();
     File::open(&path).unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text.lines().count(), 200);
-    let dropped = Arc::new(AtomicU64::new(0));
-    let (log, _guard) = AccessLog::start(&config::AccessLog::Off, LogFormat::Json, Arc::clone(&dropped)).unwrap();
-    log.write(record());
-    assert!(!log.is_on());
-    assert_eq!(dropped.load(Ordering::Relaxed), 0);
+    assert!(AccessLog::start(&config::AccessLog::Off, LogFormat::Json, Arc::default()).unwrap().is_none());
 }

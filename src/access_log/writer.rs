@@ -1,17 +1,15 @@
 //! Batches of whole lines, and an exact count of those that did not make it.
 
 use std::{
-    io::{self, Write},
+    io::Write,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
-    time::Duration,
 };
 
 use super::record::Record;
-use crate::config::LogFormat;
+use crate::{config::LogFormat, spool};
 
 pub(super) struct Writer<W> {
     output: W,
@@ -26,8 +24,6 @@ pub(super) struct Writer<W> {
 
 /// A batch is written at this size even when more records wait.
 const BATCH: usize = 64 * 1024;
-/// Between tries at an output that somebody made non-blocking.
-const RETRY: Duration = Duration::from_millis(10);
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(output: W, format: LogFormat, dropped: Arc<AtomicU64>) -> Self {
@@ -55,7 +51,7 @@ impl<W: Write> Writer<W> {
     /// Writes the batch, or as much as goes; the lines that do not go are lost and counted. Only the line that is cut in
     /// two stays, for its second half: the next reader finds whole lines whatever happened.
     pub(super) fn flush(&mut self) {
-        let written = self.write();
+        let written = spool::write(&mut self.output, &self.batch);
         if written == self.batch.len() {
             self.batch.clear();
             self.ends.clear();
@@ -76,25 +72,10 @@ impl<W: Write> Writer<W> {
         self.torn = torn;
     }
 
-    /// The end: what cannot be written now is lost, and so are the `late` records that nobody took from the queue.
-    pub(super) fn finish(mut self, late: usize) {
+    /// The end: what cannot be written now is lost.
+    pub(super) fn finish(mut self) {
         self.flush();
-        self.drop(self.ends.len() + late);
-    }
-
-    /// As much of the batch as the output takes before it fails.
-    fn write(&mut self) -> usize {
-        let mut written = 0;
-        while let Some(rest) = self.batch.get(written..).filter(|rest| !rest.is_empty()) {
-            match self.output.write(rest) {
-                Ok(0) => break,
-                Ok(n) => written += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
-                Err(_) => break,
-            }
-        }
-        written
+        self.drop(self.ends.len());
     }
 
     fn drop(&self, records: usize) {

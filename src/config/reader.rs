@@ -27,10 +27,10 @@ pub struct Report<'t> {
 
 /// What a table may hold.
 #[derive(Debug)]
-pub struct Schema {
+pub struct Schema<'k> {
     /// As written in messages: `[pool.*]`.
     pub name: &'static str,
-    pub keys: &'static [&'static str],
+    pub keys: &'k [&'static str],
 }
 
 /// A table whose keys are all known.

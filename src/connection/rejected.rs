@@ -24,9 +24,12 @@ pub struct Rejected<'f> {
 }
 
 impl Rejected<'_> {
-    /// Notes it: the first of its source has a record (traps F7). Who may not bring clients is only counted.
+    /// Notes it, and tells it if it is to have a record. Who may not bring clients is only counted.
     pub fn tell(&self, local: &Local) {
-        if self.outcome != Outcome::BadProxyHeader && local.reject(self.client.ip(), self.outcome) {
+        if self.outcome == Outcome::BadProxyHeader {
+            return;
+        }
+        if local.note_rejection(self.client.ip(), self.outcome) {
             local.log(|| self.record(local.random()));
         }
     }

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::*;
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, random::Random};
 
 /// Rules that own their networks.
 struct Rule {
@@ -70,26 +70,11 @@ impl Linear {
     }
 }
 
-/// `SplitMix64` with a fixed seed.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
     /// Few distinct bits at both ends, so that networks nest, touch and repeat.
     fn address(&mut self) -> IpAddr {
-        let (high, low) = (self.below(8) as u32, self.below(8) as u32);
-        let middle = if self.below(2) == 0 { 0 } else { self.next() as u32 & 0x00ff_ff00 };
+        let (high, low): (u32, u32) = (self.below(8), self.below(8));
+        let middle = if self.below(2) == 0 { 0 } else { self.draw() as u32 & 0x00ff_ff00 };
         match self.below(4) {
             0 | 1 => IpAddr::V4(Ipv4Addr::from_bits(high << 29 | middle | low)),
             2 => IpAddr::V6(Ipv4Addr::from_bits(high << 29 | middle | low).to_ipv6_mapped()),
@@ -98,10 +83,7 @@ impl Random {
     }
 
     fn network(&mut self, seen: &[Cidr]) -> Cidr {
-        let base = match seen.len() as u64 {
-            len if len > 0 && self.below(2) == 0 => self.near_one(seen),
-            _ => self.address(),
-        };
+        let base = if !seen.is_empty() && self.below(2) == 0 { self.near_one(seen) } else { self.address() };
         let max = if base.is_ipv4() { 32 } else { 128 };
         let prefix = match self.below(6) {
             0 => 0,
@@ -110,18 +92,18 @@ impl Random {
             3 => max - self.below(4),
             _ => self.below(max + 1),
         };
-        Cidr::truncated(base, prefix as u8).unwrap().0
+        Cidr::truncated(base, prefix).unwrap().0
     }
 
     fn near_one(&mut self, of: &[Cidr]) -> IpAddr {
-        let index = self.below(of.len() as u64) as usize;
+        let index = self.below(of.len());
         self.near(of[index])
     }
 
     /// An end of the network, or the address before or after it, sometimes mapped.
     fn near(&mut self, cidr: Cidr) -> IpAddr {
         let end = if self.below(2) == 0 { cidr.network() } else { cidr.last() };
-        let by = [0, 1, u128::MAX][self.below(3) as usize];
+        let by = [0, 1, u128::MAX][self.below(3_usize)];
         match end {
             IpAddr::V4(ip) => {
                 let ip = Ipv4Addr::from_bits(ip.to_bits().wrapping_add(by as u32));
@@ -134,6 +116,24 @@ impl Random {
     fn action(&mut self) -> Action {
         if self.below(2) == 0 { Action::Allow } else { Action::Deny }
     }
+
+    /// Up to eight rules of up to five networks, and all of these networks.
+    fn rules(&mut self) -> (Vec<Rule>, Vec<Cidr>) {
+        let (mut rules, mut seen) = (Vec::new(), Vec::new());
+        for _ in 0..self.below(9) {
+            let from = seen.len();
+            for _ in 0..self.below(6) {
+                seen.push(self.network(&seen));
+            }
+            rules.push(Rule { networks: seen[from..].to_vec(), action: self.action(), shadow: self.below(3) == 0 });
+        }
+        (rules, seen)
+    }
+
+    /// Mostly one that the networks are about.
+    fn asked(&mut self, seen: &[Cidr]) -> IpAddr {
+        if !seen.is_empty() && self.below(4) > 0 { self.near_one(seen) } else { self.address() }
+    }
 }
 
 #[test]
@@ -142,23 +142,11 @@ fn f3_the_table_agrees_with_the_linear_matcher() {
     let mut asked = 0;
     let (mut decided, mut shadowed) = (0, 0);
     for _ in 0..2_000 {
-        let mut seen: Vec<Cidr> = Vec::new();
-        let mut rules = Vec::new();
-        for _ in 0..random.below(9) {
-            let from = seen.len();
-            for _ in 0..random.below(6) {
-                let network = random.network(&seen);
-                seen.push(network);
-            }
-            rules.push(Rule { networks: seen[from..].to_vec(), action: random.action(), shadow: random.below(3) == 0 });
-        }
+        let (rules, seen) = random.rules();
         let default = random.action();
         let (fast, slow) = (table(&rules, default), Linear::new(&rules, default));
         for _ in 0..500 {
-            let ip = match seen.len() as u64 {
-                len if len > 0 && random.below(4) > 0 => random.near_one(&seen),
-                _ => random.address(),
-            };
+            let ip = random.asked(&seen);
             let (action, rule, shadows) = slow.verdict(ip);
             let expected = Verdict { action, rule, shadows: &shadows };
             assert_eq!(fast.verdict(ip), expected, "{ip} in {seen:?}");
@@ -179,7 +167,7 @@ fn f3_tables_of_many_blocks_agree_with_the_linear_matcher() {
         let v4 = |r: u64| IpAddr::V4(Ipv4Addr::from_bits(r as u32));
         let v6 = |r: u64| IpAddr::V6(Ipv6Addr::from_bits(u128::from(r) << 64));
         (0..1_000)
-            .map(|_| (random.next(), 8 + random.below(25) as u8))
+            .map(|_| (random.draw(), 8 + random.below(25)))
             .map(|(r, prefix)| Cidr::truncated(if r % 3 == 0 { v6(r) } else { v4(r) }, prefix).unwrap().0)
             .collect()
     };
@@ -280,24 +268,12 @@ fn a_table_can_be_shared_by_threads() {
 fn f3_the_denied_ranges_are_those_that_the_linear_matcher_denies() {
     let mut random = Random(5);
     for _ in 0..300 {
-        let mut seen: Vec<Cidr> = Vec::new();
-        let mut rules = Vec::new();
-        for _ in 0..random.below(7) {
-            let from = seen.len();
-            for _ in 0..random.below(5) {
-                let network = random.network(&seen);
-                seen.push(network);
-            }
-            rules.push(Rule { networks: seen[from..].to_vec(), action: random.action(), shadow: random.below(4) == 0 });
-        }
+        let (rules, seen) = random.rules();
         let default = random.action();
         let (table, slow) = (table(&rules, default), Linear::new(&rules, default));
         let denied: Vec<_> = table.denied().collect();
         for _ in 0..200 {
-            let ip = match seen.len() as u64 {
-                len if len > 0 && random.below(4) > 0 => random.near_one(&seen),
-                _ => random.address(),
-            };
+            let ip = random.asked(&seen);
             let holds = |range| match (range, ip.to_canonical()) {
                 (Range::V4(first, last), IpAddr::V4(ip)) => (first..=last).contains(&ip.to_bits()),
                 (Range::V6(first, last), IpAddr::V6(ip)) => (first..=last).contains(&ip.to_bits()),

@@ -66,7 +66,7 @@ const COUNTERS: [(&str, &str); 25] = [
     ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
     ("sluicegate_relay_fallbacks_total", "Relays that wanted one path and took another."),
     ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
-    ("sluicegate_backend_connections_total", "Connections made to the backend."),
+    ("sluicegate_backend_connects_total", "Connects to the backend that succeeded."),
     ("sluicegate_backend_connect_failures_total", "Connects to the backend that failed."),
     ("sluicegate_health_checks_total", "Health checks of the backend, by what they found."),
     ("sluicegate_backend_transitions_total", "Changes of the backend's health."),
@@ -86,7 +86,7 @@ const GAUGES: [(&str, &str); 19] = [
     ("sluicegate_tls_handshakes_in_progress", "TLS handshakes with clients that are not complete yet."),
     ("sluicegate_proxy_headers_in_progress", "PROXY headers that are not complete yet."),
     ("sluicegate_limits_sources", "Sources of clients that the limits know."),
-    ("sluicegate_bans", "Bans in force."),
+    ("sluicegate_bans_in_force", "Bans in force."),
     ("sluicegate_firewall_prefixes", "Networks a firewall rule was loaded with."),
     ("sluicegate_firewall_offload_up", "1 when the kernel denies what the firewall denies."),
     ("sluicegate_tls_certificate_not_after_timestamp_seconds", "When the certificate expires, in Unix seconds."),
@@ -221,7 +221,7 @@ fn pools(registry: &Registry, to: &mut Exposition) {
     for ((pool, backend), cells) in registry.backends() {
         let (pool, backend) = (("pool", pool.as_str()), ("backend", backend.as_str()));
         let connections = cells.sum(|cells| cells.connections.value());
-        to.sample("sluicegate_backend_connections_total", &[pool, backend], connections);
+        to.sample("sluicegate_backend_connects_total", &[pool, backend], connections);
         for reason in ConnectFailure::ALL {
             let labels = [pool, backend, ("reason", reason.as_str())];
             let failures = cells.sum(|cells| cells.connect_failures.at(*reason).value());
@@ -283,7 +283,7 @@ fn set(gauges: &Gauges, to: &mut Exposition) {
     if let Some(known) = gauges.sources {
         to.sample("sluicegate_limits_sources", &[], known.sources);
         for (kind, bans) in [(BanKind::Manual, known.manual), (BanKind::Automatic, known.automatic)] {
-            to.sample("sluicegate_bans", &[("kind", kind.as_str())], bans);
+            to.sample("sluicegate_bans_in_force", &[("kind", kind.as_str())], bans);
         }
     }
     for rule in &gauges.firewall {

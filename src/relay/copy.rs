@@ -3,7 +3,6 @@
 use std::task::{Context, Poll};
 
 use super::{
-    Meter, Resources,
     end::FlowEnd,
     flow::{COPY_LENGTH, Flow, Route, Step},
 };
@@ -11,14 +10,8 @@ use crate::metrics::RelayPath;
 
 impl Flow {
     /// Reads once and writes it on; what the sink does not take is parked.
-    pub(super) fn copy_round(
-        &mut self,
-        cx: &mut Context<'_>,
-        route: &Route<'_>,
-        resources: &Resources,
-        meter: &Meter,
-    ) -> Step {
-        let mut scratch = resources.scratch.borrow_mut();
+    pub(super) fn copy_round(&mut self, cx: &mut Context<'_>, route: &Route<'_>) -> Step {
+        let mut scratch = route.resources.scratch.borrow_mut();
         let Some(buffer) = scratch.raw.get_mut(..COPY_LENGTH) else { return Step::Waiting };
         let received = match route.source.poll_recv(cx, buffer) {
             Poll::Pending => return Step::Waiting,
@@ -26,7 +19,7 @@ impl Flow {
             Poll::Ready(Err(_)) => return self.source_ended(FlowEnd::SourceFailed),
             Poll::Ready(Ok(received)) => received,
         };
-        meter.read(route.direction, received);
+        route.meter.read(route.direction, received);
         self.note_copied(received);
         let is_last = received < COPY_LENGTH && route.source.ends_here();
         if is_last {
@@ -36,7 +29,7 @@ impl Flow {
         let sent = if is_last { route.sink.poll_send_last(cx, bytes) } else { route.sink.poll_send(cx, bytes) };
         match sent {
             Poll::Ready(Ok(sent)) => {
-                meter.written(resources, RelayPath::Copy, route.direction, sent);
+                route.written(RelayPath::Copy, sent);
                 if sent < received {
                     self.park(bytes.get(sent..).unwrap_or_default().into());
                 }

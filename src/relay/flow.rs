@@ -66,12 +66,14 @@ pub(super) enum Mode {
     CopyOnly,
 }
 
-/// Where a direction begins and ends.
+/// Where a direction begins and ends, and what it goes by.
 #[derive(Debug)]
 pub(super) struct Route<'a> {
     pub(super) direction: Direction,
     pub(super) source: &'a Socket,
     pub(super) sink: &'a Socket,
+    pub(super) resources: &'a Resources,
+    pub(super) meter: &'a Meter,
 }
 
 /// What one turn of a direction came to.
@@ -86,31 +88,20 @@ pub(super) enum Step {
 
 impl Flow {
     /// Moves bytes over a plain route until it would block, ends, or has had its share of this poll.
-    pub(super) fn advance(
-        &mut self,
-        cx: &mut Context<'_>,
-        route: &Route<'_>,
-        resources: &Resources,
-        meter: &Meter,
-    ) -> Step {
+    pub(super) fn advance(&mut self, cx: &mut Context<'_>, route: &Route<'_>) -> Step {
         for _ in 0..ROUNDS {
             let held_a_pipe = matches!(self.parked, Parked::Pipe(_));
-            let delivered = self.deliver_parked(cx, route.sink, |path, bytes| {
-                meter.written(resources, path, route.direction, bytes);
-            });
+            let delivered = self.deliver_parked(cx, route.sink, |path, bytes| route.written(path, bytes));
             if held_a_pipe {
-                resources.note_pipes();
+                route.resources.note_pipes();
             }
             match delivered {
                 Step::Again => {}
                 other => return other,
             }
-            if let Some(end) = self.source_ended {
-                return Step::Ended(end);
-            }
-            let step = match self.mode(resources.zero_copy) {
-                Mode::Splice { .. } => self.splice_round(cx, route, resources, meter),
-                Mode::Copy { .. } | Mode::CopyOnly => self.copy_round(cx, route, resources, meter),
+            let step = match self.mode(route.resources.zero_copy) {
+                Mode::Splice { .. } => self.splice_round(cx, route),
+                Mode::Copy { .. } | Mode::CopyOnly => self.copy_round(cx, route),
             };
             match step {
                 Step::Again => {}
@@ -120,7 +111,7 @@ impl Flow {
         Step::Again
     }
 
-    /// Gives the sink what is parked. `Again` means that nothing is left.
+    /// Gives the sink what is parked. `Again` means that nothing is left and that the source may have more.
     pub(super) fn deliver_parked(
         &mut self,
         cx: &mut Context<'_>,
@@ -129,12 +120,12 @@ impl Flow {
     ) -> Step {
         loop {
             let (result, path) = match &mut self.parked {
-                Parked::Nothing => return Step::Again,
+                Parked::Nothing => return self.source_ended.map_or(Step::Again, Step::Ended),
                 Parked::Bytes { bytes, sent } => {
                     let left = bytes.get(*sent..).unwrap_or_default();
                     if left.is_empty() {
                         self.parked = Parked::Nothing;
-                        return Step::Again;
+                        continue;
                     }
                     let result = sink.poll_send(cx, left);
                     if let Poll::Ready(Ok(n)) = result {
@@ -145,7 +136,7 @@ impl Flow {
                 Parked::Pipe(pipe) => {
                     if pipe.held() == 0 {
                         self.parked = Parked::Nothing;
-                        return Step::Again;
+                        continue;
                     }
                     (sink.poll_empty(cx, pipe), RelayPath::Splice)
                 }
@@ -213,6 +204,13 @@ impl Flow {
             (ZeroCopy::Splice, Mode::Copy { .. }) => Mode::Splice { small: 0 },
             (_, mode) => mode,
         }
+    }
+}
+
+impl Route<'_> {
+    /// Counts bytes that the sink has taken.
+    pub(super) fn written(&self, path: RelayPath, bytes: usize) {
+        self.meter.written(self.resources, path, self.direction, bytes);
     }
 }
 

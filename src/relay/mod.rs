@@ -32,7 +32,7 @@ pub use timer::Timeouts;
 
 use self::{
     end::{FlowEnd, Side},
-    flow::{Flow, Scratch, Step},
+    flow::{Flow, Route, Scratch, Step},
     rustls::RustlsClient,
     timer::Timer,
     tls::TlsClient,
@@ -163,8 +163,9 @@ impl Pair {
     fn advance_up(&mut self, cx: &mut Context<'_>, resources: &Resources, meter: &Meter) -> bool {
         let step = match &mut self.client {
             Client::Plain(socket) => {
-                let route = flow::Route { direction: Direction::ClientToBackend, source: socket, sink: &self.backend };
-                self.up.advance(cx, &route, resources, meter)
+                let direction = Direction::ClientToBackend;
+                let route = Route { direction, source: socket, sink: &self.backend, resources, meter };
+                self.up.advance(cx, &route)
             }
             Client::Tls(client) => client.advance_up(cx, &mut self.up, &self.backend, resources, meter),
             Client::Rustls(client) => client.advance_up(cx, &mut self.up, &self.backend, resources, meter),
@@ -175,8 +176,9 @@ impl Pair {
     fn advance_down(&mut self, cx: &mut Context<'_>, resources: &Resources, meter: &Meter) -> bool {
         let step = match &mut self.client {
             Client::Plain(socket) => {
-                let route = flow::Route { direction: Direction::BackendToClient, source: &self.backend, sink: socket };
-                self.down.advance(cx, &route, resources, meter)
+                let direction = Direction::BackendToClient;
+                let route = Route { direction, source: &self.backend, sink: socket, resources, meter };
+                self.down.advance(cx, &route)
             }
             Client::Tls(client) => client.advance_down(cx, &mut self.down, &self.backend, resources, meter),
             Client::Rustls(client) => client.advance_down(cx, &mut self.down, &self.backend, resources, meter),

@@ -75,9 +75,6 @@ impl RustlsClient {
                 Step::Again => {}
                 other => return other,
             }
-            if let Some(end) = flow.source_ended {
-                return Step::Ended(end);
-            }
             let mut scratch = resources.scratch.borrow_mut();
             let plain = match self.receive(cx, flow, &mut scratch) {
                 Poll::Pending => return Step::Waiting,

@@ -9,21 +9,10 @@ use super::{
     end::{self, FlowEnd, Side},
     flow::{COPY_LENGTH, Flow, Mode, Step},
 };
+use crate::random::Random;
 
 const SEEDS: u64 = 256;
 const STEPS: usize = 3_000;
-
-/// xorshift64*, as good as any here.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % bound
-    }
-}
 
 /// One direction: the product's state, and what a peer and a kernel would know.
 #[derive(Default)]
@@ -226,7 +215,7 @@ impl Relay {
 /// Relays, one after the other; how they ended.
 fn run(seed: u64) -> Vec<End> {
     println!("seed {seed}"); // the last one of a failure is the one
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random(seed);
     let (mut relay, mut ends) = (Relay::default(), Vec::new());
     for _ in 0..STEPS {
         relay.step(&mut random);

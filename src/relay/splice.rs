@@ -6,12 +6,11 @@
 use std::task::{Context, Poll};
 
 use super::{
-    Meter, Resources,
     end::FlowEnd,
     flow::{Flow, Mode, Parked, Route, Step},
 };
 use crate::{
-    metrics::{Fallback, RelayPath},
+    metrics::Fallback,
     sys::{
         pipe::{NoPipe, Pipe},
         socket::Fill,
@@ -20,13 +19,8 @@ use crate::{
 
 impl Flow {
     /// Fills a pipe once and empties it; what the sink does not take stays in the pipe, parked.
-    pub(super) fn splice_round(
-        &mut self,
-        cx: &mut Context<'_>,
-        route: &Route<'_>,
-        resources: &Resources,
-        meter: &Meter,
-    ) -> Step {
+    pub(super) fn splice_round(&mut self, cx: &mut Context<'_>, route: &Route<'_>) -> Step {
+        let resources = route.resources;
         let mut pipe = match resources.pipes.borrow() {
             Ok(pipe) => pipe,
             Err(reason) => {
@@ -35,25 +29,25 @@ impl Flow {
                     NoPipe::Cap | NoPipe::Resources => Fallback::NoPipe,
                     NoPipe::Small => Fallback::SmallPipe,
                 });
-                return self.copy_round(cx, route, resources, meter);
+                return self.copy_round(cx, route);
             }
         };
         let step = match route.source.poll_fill(cx, &mut pipe) {
             Poll::Pending => Step::Waiting,
             Poll::Ready(Ok(Fill::Bytes(bytes))) => {
-                meter.read(route.direction, bytes);
+                route.meter.read(route.direction, bytes);
                 self.note_spliced(bytes);
-                return self.empty(cx, pipe, route, resources, meter);
+                return self.empty(cx, pipe, route);
             }
-            Poll::Ready(Ok(Fill::Unsure)) => self.copy_round(cx, route, resources, meter),
+            Poll::Ready(Ok(Fill::Unsure)) => self.copy_round(cx, route),
             Poll::Ready(Ok(Fill::Unsupported)) => {
                 self.mode = Mode::CopyOnly;
                 resources.note_fallback(Fallback::Einval);
-                self.copy_round(cx, route, resources, meter)
+                self.copy_round(cx, route)
             }
             Poll::Ready(Ok(Fill::NoMemory)) => {
                 resources.note_fallback(Fallback::NoMemory);
-                self.copy_round(cx, route, resources, meter)
+                self.copy_round(cx, route)
             }
             Poll::Ready(Err(_)) => self.source_ended(FlowEnd::SourceFailed),
         };
@@ -62,19 +56,10 @@ impl Flow {
         step
     }
 
-    fn empty(
-        &mut self,
-        cx: &mut Context<'_>,
-        pipe: Pipe,
-        route: &Route<'_>,
-        resources: &Resources,
-        meter: &Meter,
-    ) -> Step {
+    fn empty(&mut self, cx: &mut Context<'_>, pipe: Pipe, route: &Route<'_>) -> Step {
         self.parked = Parked::Pipe(pipe);
-        let step = self.deliver_parked(cx, route.sink, |path: RelayPath, bytes| {
-            meter.written(resources, path, route.direction, bytes);
-        });
-        resources.note_pipes();
+        let step = self.deliver_parked(cx, route.sink, |path, bytes| route.written(path, bytes));
+        route.resources.note_pipes();
         step
     }
 }

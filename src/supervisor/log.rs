@@ -9,15 +9,11 @@ use crate::{
     metrics::Registry,
 };
 
+/// `None`: it is off.
 pub(super) fn start_log(
     log: &config::Log,
     registry: &Registry,
-) -> Result<(Option<AccessLog>, Option<access_log::Guard>), Vec<Diagnostic>> {
-    if log.access == config::AccessLog::Off {
-        return Ok((None, None));
-    }
-    match AccessLog::start(&log.access, log.format, Arc::clone(registry.log_records_dropped())) {
-        Ok((log, guard)) => Ok((Some(log), Some(guard))),
-        Err(error) => Err(vec![cannot_start("the access log cannot be opened", &error).note("this is [log] access")]),
-    }
+) -> Result<Option<(AccessLog, access_log::Guard)>, Vec<Diagnostic>> {
+    AccessLog::start(&log.access, log.format, Arc::clone(registry.log_records_dropped()))
+        .map_err(|error| vec![cannot_start("the access log cannot be opened", &error).note("this is [log] access")])
 }

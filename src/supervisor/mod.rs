@@ -220,7 +220,7 @@ fn template(
     options: &Options,
     registry: &Arc<Registry>,
 ) -> Result<(Template, Option<access_log::Guard>), Vec<Diagnostic>> {
-    let (log, guard) = start_log(&config.log, registry)?;
+    let (log, guard) = start_log(&config.log, registry)?.unzip();
     let zero_copy = tried_paths(config.global.zero_copy, options);
     let rejections = Arc::new(Rejections::new(config.firewall.limits.prefixes));
     let (rustls_records, registry) = (options.rustls_records, Arc::clone(registry));

@@ -70,7 +70,7 @@ fn limited(metrics: &Metrics, reason: &str) -> u64 {
 }
 
 fn bans(metrics: &Metrics, kind: &str) -> u64 {
-    metrics.count("sluicegate_bans", &[("kind", kind)])
+    metrics.count("sluicegate_bans_in_force", &[("kind", kind)])
 }
 
 fn run(gate: &Gate, words: &[&str]) -> Ended {

@@ -14,6 +14,8 @@ pub mod namespace;
 pub mod nginx;
 pub mod process;
 pub mod programs;
+#[path = "../../src/random.rs"]
+pub mod random;
 pub mod stand;
 pub mod strace;
 pub mod tags;
@@ -38,6 +40,7 @@ pub use load::Load;
 pub use metrics::Metrics;
 pub use namespace::Namespace;
 pub use process::Process;
+pub use random::Random;
 pub use stand::Stand;
 pub use strace::Strace;
 pub use variant::Variant;

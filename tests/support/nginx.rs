@@ -40,15 +40,7 @@ impl Nginx {
         let directory = TempDir::new().unwrap();
         let ports = free_addresses();
         std::fs::write(directory.path().join("nginx.conf"), configuration(directory.path(), &ports)).unwrap();
-        let mut child = Command::new(program)
-            .args(["-e", "error.log", "-p"])
-            .arg(directory.path())
-            .args(["-c", "nginx.conf"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = spawn(&mut Command::new(program), directory.path());
         let serving = wait_for(SOON, || {
             if child.try_wait().unwrap().is_some() {
                 return Some(false);
@@ -62,6 +54,12 @@ impl Nginx {
         let named = NAMES.into_iter().zip(ports).collect();
         Some(Self { child, _directory: directory, named, h2c: ports[3] })
     }
+}
+
+/// Starts the program with what is in the directory.
+pub(super) fn spawn(program: &mut Command, directory: &Path) -> Child {
+    program.args(["-e", "error.log", "-p"]).arg(directory).args(["-c", "nginx.conf"]);
+    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 impl Drop for Nginx {

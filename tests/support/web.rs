@@ -4,13 +4,13 @@ use std::{
     fmt::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-use super::{Authority, SOON, programs, wait_for};
+use super::{Authority, SOON, nginx, programs, wait_for};
 
 #[derive(Debug)]
 pub struct WebServer {
@@ -70,16 +70,7 @@ impl WebServer {
                 command
             }
         };
-        let child = command
-            .args(["-e", "error.log", "-p"])
-            .arg(self.directory.path())
-            .args(["-c", "nginx.conf"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
+        self.child = Some(nginx::spawn(&mut command, self.directory.path()));
         let serving = wait_for(SOON, || TcpStream::connect(self.address).ok());
         let log = std::fs::read_to_string(self.directory.path().join("error.log")).unwrap_or_default();
         assert!(serving.is_some(), "nginx does not serve: {log}");

@@ -116,7 +116,7 @@ impl From<Located<SocketAddr>> for Backend {
 }
 
 impl CheckType {
-    pub fn schema(self) -> &'static Schema {
+    pub fn schema(self) -> &'static Schema<'static> {
         match self {
             Self::Tcp => &CHECK_TCP,
             Self::Tls => &CHECK_TLS,

@@ -91,7 +91,7 @@ fn check(pool: &Table, title: String, base: &Path, report: &mut Report) -> Optio
     let kind = pool.text_in("check", "type");
     let kind = kind.and_then(|kind| CHECK_TYPE.iter().find(|(word, _)| *word == kind)).map(|(_, kind)| *kind);
     let Some(kind) = kind else {
-        let unknown = Schema { name: "[pool.*.check]", keys: ALL_KEYS };
+        let unknown = Schema { name: "[pool.*.check]", keys: &all_keys() };
         let table = pool.table("check", title, &unknown, report)?;
         table.require("type", "type = \"tcp\"", report);
         table.read("type", report, value::word(CHECK_TYPE));
@@ -109,29 +109,16 @@ fn check(pool: &Table, title: String, base: &Path, report: &mut Report) -> Optio
     }))
 }
 
-/// Of every type of check.
-const ALL_KEYS: &[&str] = &[
-    "type",
-    "every",
-    "timeout",
-    "rise",
-    "fall",
-    "address",
-    "port",
-    "method",
-    "path",
-    "host",
-    "expect",
-    "body",
-    "tls",
-    "verify",
-    "ca",
-    "server_name",
-    "send",
-    "user",
-    "password",
-    "role",
-];
+/// Of every type of check, each once.
+fn all_keys() -> Vec<&'static str> {
+    let mut keys = Vec::new();
+    for key in CHECK_TYPE.iter().flat_map(|(_, kind)| kind.schema().keys) {
+        if !keys.contains(key) {
+            keys.push(*key);
+        }
+    }
+    keys
+}
 
 fn check_kind(kind: CheckType, table: &Table, base: &Path, report: &mut Report) -> CheckKind {
     match kind {

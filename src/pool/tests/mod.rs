@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::*;
-use crate::balance::Balance;
+use crate::{balance::Balance, random::Random};
 use config::Role::{Active, Backup};
 
 fn member(index: u16, role: config::Role) -> config::Backend {
@@ -333,28 +333,4 @@ fn a_weight_set_by_the_operator_holds_until_the_configuration_has_a_new_one() {
     let changed = Pool::new(&config, &[0; 16], &registry, Some(&unchanged), at(2));
     assert_eq!(first(&changed), Some((2, 2)));
     assert!(picks(&changed) > 50);
-}
-
-/// xorshift64*, as good as any here.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 11) % bound
-    }
-
-    fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap()
-    }
 }

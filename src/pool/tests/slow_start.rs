@@ -29,7 +29,7 @@ fn traffic(pool: &Pool, name: &str, begin: u64, seconds: u64) -> Vec<usize> {
         let mut count = 0;
         for turn in 0..PER_SECOND {
             let now = at(second).after(Duration::from_secs(1) * u32::try_from(turn).unwrap() / 2_000);
-            let mut search = pool.search(source(random.next()), random.next());
+            let mut search = pool.search(source(random.draw()), random.draw());
             let lease = lease(pool.pick(&mut search, now)).unwrap();
             count += usize::from(*lease.backend().name == *name);
             held.push_back(lease);
@@ -78,7 +78,7 @@ fn b7_a_backend_that_is_added_under_load_begins_slowly() {
         let old = of(balance, 4);
         // Connections that stay for ever: the new one is always the emptiest.
         let kept: Vec<_> = (0..100_000_u64)
-            .map(|n| lease(old.pick(&mut old.search(source(n), Random(n | 1).next()), at(0))).unwrap())
+            .map(|n| lease(old.pick(&mut old.search(source(n), Random(n).draw()), at(0))).unwrap())
             .collect();
         let mut config = config(&[Active; 5]);
         config.balance = balance;
@@ -98,7 +98,7 @@ fn b7_a_hundred_that_recover_at_once_share_evenly() {
         let mut random = Random(77);
         let mut held = Vec::new();
         for _ in 0..10_000 {
-            let mut search = pool.search(source(random.next()), random.next());
+            let mut search = pool.search(source(random.draw()), random.draw());
             let lease = lease(pool.pick(&mut search, at(5))).unwrap();
             *counts.entry(lease.backend().name.to_string()).or_default() += 1;
             held.push(lease);

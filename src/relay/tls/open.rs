@@ -84,9 +84,6 @@ impl TlsClient {
                 Step::Again => {}
                 other => return other,
             }
-            if let Some(end) = flow.source_ended {
-                return Step::Ended(end);
-            }
             let mut scratch = resources.scratch.borrow_mut();
             let Poll::Ready(filled) = self.receive(cx, flow, backend, &mut scratch.raw) else { return Step::Waiting };
             moved += filled.max(1);

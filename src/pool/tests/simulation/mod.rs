@@ -52,25 +52,22 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..4 {
-            random.next();
-        }
+        let mut random = Random(seed);
         let mut config = config(&[]);
-        config.balance = Balance::ALL[random.index(Balance::ALL.len())];
-        config.retries = u32::try_from(random.below(4)).unwrap();
+        config.balance = Balance::ALL[random.below(Balance::ALL.len())];
+        config.retries = random.below(4);
         let roles: Vec<_> = (0..=random.below(5)).map(|_| Active).chain((0..random.below(3)).map(|_| Backup)).collect();
         config.backends = roles.iter().zip(0..).map(|(role, index)| member(index, *role)).collect();
-        config.outlier = (!random.one_in(4)).then_some(Outlier {
-            connect_failures: 1 + u32::try_from(random.below(3)).unwrap(),
+        config.outlier = (random.below(4) > 0).then_some(Outlier {
+            connect_failures: 1 + random.below(3),
             eject: Duration::from_secs(1 + random.below(10)),
-            max_ejected: u8::try_from(random.below(101)).unwrap(),
+            max_ejected: random.below(101),
         });
         config.slow_start = Duration::from_secs(10 * random.below(2));
-        config.on_all_down = if random.one_in(2) { OnAllDown::Open } else { OnAllDown::Close };
-        config.panic_threshold = if random.one_in(4) { 50 } else { 0 };
-        config.check = Some(check(1 + u32::try_from(random.below(3)).unwrap()));
-        config.max_queued = NonZeroUsize::new(1 + random.index(6)).unwrap();
+        config.on_all_down = if random.below(2) == 0 { OnAllDown::Open } else { OnAllDown::Close };
+        config.panic_threshold = if random.below(4) == 0 { 50 } else { 0 };
+        config.check = Some(check(1 + random.below(3)));
+        config.max_queued = NonZeroUsize::new(1 + random.below(6)).unwrap();
         let registry = Registry::new(1);
         let pool = Arc::new(Pool::new(&config, &[0; 16], &registry, None, at(0)));
         let (holders, waiting, checks) = (Vec::new(), Vec::new(), HashMap::new());
@@ -85,16 +82,15 @@ impl World {
     fn reconfigure(&mut self) {
         let random = &mut self.random;
         for backend in &mut self.config.backends {
-            backend.weight = u16::try_from(random.below(4)).unwrap();
-            let cap = if random.one_in(3) { 0 } else { 1 + random.below(4) };
-            backend.max_connections = NonZeroU32::new(u32::try_from(cap).unwrap());
-            if random.one_in(5) {
-                backend.address.set_port(u16::try_from(2_000 + random.below(50_000)).unwrap());
+            backend.weight = random.below(4);
+            backend.max_connections = NonZeroU32::new(if random.below(3) == 0 { 0 } else { 1 + random.below(4) });
+            if random.below(5) == 0 {
+                backend.address.set_port(2_000 + random.below(50_000));
             }
         }
         self.config.backends[0].weight = 1;
-        if random.one_in(10) {
-            self.config.check = Some(check(1 + u32::try_from(random.below(3)).unwrap()));
+        if random.below(10) == 0 {
+            self.config.check = Some(check(1 + random.below(3)));
             self.checks.clear();
         }
         let before = self.states();
@@ -123,7 +119,7 @@ impl World {
             6..9 => self.end_one(),
             9 | 10 => self.fail_one(),
             11 if !self.waiting.is_empty() => {
-                let index = self.random.index(self.waiting.len());
+                let index = self.random.below(self.waiting.len());
                 drop(self.waiting.remove(index));
             }
             12 => {
@@ -133,7 +129,7 @@ impl World {
                 }
             }
             13 => {
-                let draining = self.random.one_in(4);
+                let draining = self.random.below(4) == 0;
                 let backend = self.any_backend();
                 let news = self.pool.set_draining(&backend, draining, self.now);
                 self.hear(news);
@@ -142,7 +138,7 @@ impl World {
                 self.now = self.now.after(Duration::from_millis(self.random.below(2_000)));
                 self.pool.serve_waiting(self.now);
             }
-            15 if self.random.one_in(20) => self.reconfigure(),
+            15 if self.random.below(20) == 0 => self.reconfigure(),
             _ => {}
         }
         self.collect();
@@ -151,19 +147,19 @@ impl World {
 
     fn any_backend(&mut self) -> Arc<Backend> {
         let all: Vec<_> = self.pool.backends().cloned().collect();
-        Arc::clone(&all[self.random.index(all.len())])
+        Arc::clone(&all[self.random.below(all.len())])
     }
 
     fn arrive(&mut self) {
-        let source = std::net::Ipv4Addr::from_bits(u32::try_from(self.random.below(1 << 32)).unwrap());
-        let search = self.pool.search(source.into(), self.random.next());
+        let source = std::net::Ipv4Addr::from_bits(self.random.below(u32::MAX));
+        let search = self.pool.search(source.into(), self.random.draw());
         self.clients += 1;
         self.look(search, Model::new(&self.pool, self.clients));
     }
 
     fn end_one(&mut self) {
         if !self.holders.is_empty() {
-            let index = self.random.index(self.holders.len());
+            let index = self.random.below(self.holders.len());
             let lease = self.holders.swap_remove(index).lease;
             self.give_back(lease);
         }
@@ -183,7 +179,7 @@ impl World {
         if self.holders.is_empty() {
             return;
         }
-        let index = self.random.index(self.holders.len());
+        let index = self.random.below(self.holders.len());
         let Holder { mut model, mut search, lease } = self.holders.swap_remove(index);
         let tier = if model.pool.backup.has(lease.backend()) { &model.pool.backup } else { &model.pool.active };
         let ejected = || tier.backends.iter().filter(|b| b.is_ejected(self.now)).count();
@@ -200,7 +196,7 @@ impl World {
 
     fn check_one(&mut self) {
         let backend = self.any_backend();
-        let good = !self.random.one_in(3);
+        let good = self.random.below(3) > 0;
         let check = self.config.check.as_ref().unwrap();
         let new = || {
             let threshold = Threshold::new(check.rise, check.fall);
