@@ -74,7 +74,7 @@ fn b13_weights_are_kept() {
     assert_eq!(shares(&answers), BTreeMap::from([("a", 100), ("b", 200), ("c", 300)]));
     let metrics = gate.metrics();
     for (name, count) in [("a", 100), ("b", 200), ("c", 300)] {
-        assert_eq!(metrics.count("sluicegate_backend_connects_total", &[("pool", "web"), ("backend", name)]), count);
+        assert_eq!(metrics.count("sluicegate_backend_connections_total", &[("pool", "web"), ("backend", name)]), count);
         assert_eq!(metrics.count("sluicegate_backend_weight", &[("backend", name)]), count / 100);
     }
 }
@@ -198,7 +198,7 @@ fn b1_a_failed_connect_moves_on_and_is_counted() {
     assert!(retries(&metrics) >= 1, "the refusing one was tried");
     assert_eq!(attempts, 20 + retries(&metrics));
     assert_eq!(connect_failures(&metrics, "refused"), retries(&metrics));
-    assert_eq!(metrics.count("sluicegate_backend_connects_total", &[("backend", &good.address.to_string())]), 20);
+    assert_eq!(metrics.count("sluicegate_backend_connections_total", &[("backend", &good.address.to_string())]), 20);
 }
 
 #[test]

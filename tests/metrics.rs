@@ -54,7 +54,7 @@ fn counts_are_exact(variant: Variant) {
     assert_eq!(listener_counts(&metrics, "https"), [10, 10, 5_500, 5_500, 10]);
     for backend in &backends {
         let labels = [("pool", "web"), ("backend", &*backend.address.to_string())];
-        assert_eq!(metrics.count("sluicegate_backend_connects_total", &labels), 10);
+        assert_eq!(metrics.count("sluicegate_backend_connections_total", &labels), 10);
         assert_eq!(backend.accepted(), 10);
     }
     assert_eq!(metrics.count("sluicegate_tls_handshakes_total", &[("listener", "https")]), 10);
@@ -117,7 +117,7 @@ fn o5_every_series_is_there_from_the_start_and_at_zero() {
         "worker_connections",
         "pool_retries_total",
         "backend_connections",
-        "backend_connects_total",
+        "backend_connections_total",
         "backend_connect_failures_total",
         "backend_connect_duration_seconds_count",
         "health_checks_total",

@@ -135,9 +135,10 @@ impl Exposition {
             if samples.is_empty() {
                 continue;
             }
-            // In OpenMetrics a counter's family has the name of its samples without their suffix.
-            let is_counter = format == Format::OpenMetrics && kind == "counter";
-            let name = name.strip_suffix("_total").filter(|_| is_counter).unwrap_or(name);
+            let (name, kind) = match format {
+                Format::Text => (&**name, kind.as_str()),
+                Format::OpenMetrics => self.openmetrics(name, kind),
+            };
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             text.push_str(samples);
         }
@@ -145,6 +146,21 @@ impl Exposition {
             text.push_str("# EOF\n");
         }
         text
+    }
+
+    fn shows(&self, name: &str) -> bool {
+        self.families.get(name).is_some_and(|family| !family.samples.is_empty())
+    }
+
+    /// Name and type of a family in OpenMetrics, where a counter's family has the name of its samples without `_total`.
+    /// `sluicegate_backend_connections` is a gauge beside the counter `.._connections_total`, and two families may not
+    /// share a name: that counter goes as `unknown`, so that every sample has its contracted name in both formats.
+    fn openmetrics<'a>(&self, name: &'a str, kind: &'a str) -> (&'a str, &'a str) {
+        match name.strip_suffix("_total") {
+            Some(family) if kind == "counter" && !self.shows(family) => (family, kind),
+            _ if kind == "counter" => (name, "unknown"),
+            _ => (name, kind),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ const COUNTERS: [(&str, &str); 25] = [
     ("sluicegate_relay_bytes_total", "Bytes relayed, by path and direction."),
     ("sluicegate_relay_fallbacks_total", "Relays that wanted one path and took another."),
     ("sluicegate_pool_retries_total", "Further backends tried after a failed connect."),
-    ("sluicegate_backend_connects_total", "Connects to the backend that succeeded."),
+    ("sluicegate_backend_connections_total", "Connections made to the backend."),
     ("sluicegate_backend_connect_failures_total", "Connects to the backend that failed."),
     ("sluicegate_health_checks_total", "Health checks of the backend, by what they found."),
     ("sluicegate_backend_transitions_total", "Changes of the backend's health."),
@@ -221,7 +221,7 @@ fn pools(registry: &Registry, to: &mut Exposition) {
     for ((pool, backend), cells) in registry.backends() {
         let (pool, backend) = (("pool", pool.as_str()), ("backend", backend.as_str()));
         let connections = cells.sum(|cells| cells.connections.value());
-        to.sample("sluicegate_backend_connects_total", &[pool, backend], connections);
+        to.sample("sluicegate_backend_connections_total", &[pool, backend], connections);
         for reason in ConnectFailure::ALL {
             let labels = [pool, backend, ("reason", reason.as_str())];
             let failures = cells.sum(|cells| cells.connect_failures.at(*reason).value());

@@ -115,7 +115,7 @@ fn s20_a_rate_limited_backend_gets_less_and_is_not_blamed() {
     wait_until(LATE, "load", || load.count() >= 1_500);
     let visits = load.finish();
     let metrics = gate.metrics();
-    let got = |backend| metrics.count("sluicegate_backend_connects_total", &[("backend", backend)]);
+    let got = |backend| metrics.count("sluicegate_backend_connections_total", &[("backend", backend)]);
     let (limited, fast) = (got("b0"), got("b1") + got("b2"));
     println!(
         "S20: {} connections, {limited} at the limited backend, {fast} at the others, slowest {:?}",

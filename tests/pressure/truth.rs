@@ -64,7 +64,7 @@ fn s27_o10_every_scrape_adds_up_and_bytes_are_the_clients_own() {
         assert_eq!(metrics.count(name, &[]), bytes, "{name}");
     }
     assert_eq!(metrics.count("sluicegate_relay_bytes_total", &[]), 2 * bytes);
-    assert_eq!(metrics.count("sluicegate_backend_connects_total", &[]), connections);
+    assert_eq!(metrics.count("sluicegate_backend_connections_total", &[]), connections);
     gate.finish();
 }
 

@@ -266,7 +266,7 @@ fn l2_series_of_names_and_rules_that_change() {
     let extra = format!("[listener.extra]\nbind = \"{address}\"\npool = \"more\"\n[pool.more]\n");
     let extra = extra + &member("more", backend.address).replace("pool.web", "pool.more");
     let listener = |m: &Metrics| m.select("sluicegate_listener_accepted_total", &[("listener", "extra")]).count();
-    let pool = |m: &Metrics| m.select("sluicegate_backend_connects_total", &[("pool", "more")]).count();
+    let pool = |m: &Metrics| m.select("sluicegate_backend_connections_total", &[("pool", "more")]).count();
     let allowed =
         |m: &Metrics| m.count("sluicegate_firewall_connections_total", &[("action", "allow"), ("rule", "here")]);
     let rounds = times(5, 50);
