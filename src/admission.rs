@@ -13,26 +13,19 @@ use crate::{
 
 /// What becomes of a client.
 #[derive(Debug)]
-pub enum Admission<'f> {
+pub enum Admission {
     /// By this rule. The place is given back when it is dropped; none is taken where no limit is for the client.
-    Welcome { rule: &'f Arc<str>, place: Option<SourcePlace> },
+    Welcome { rule: Arc<str>, place: Option<SourcePlace> },
     /// By this rule; `ban` is one.
-    Denied { rule: &'f Arc<str> },
+    Denied { rule: Arc<str> },
     /// By this rule it might have come in.
-    Limited { rule: &'f Arc<str> },
+    Limited { rule: Arc<str> },
 }
 
-impl<'f> Admission<'f> {
-    /// What decided about the address.
-    pub fn rule(&self) -> &'f Arc<str> {
-        match self {
-            Self::Welcome { rule, .. } | Self::Denied { rule } | Self::Limited { rule } => rule,
-        }
-    }
-
+impl Admission {
     /// Judges an address by the policy of a listener, and counts the verdict as `worker`. A ban is a rule that stands before
     /// all others.
-    pub fn of(client: IpAddr, frontend: &'f Frontend, worker: usize) -> Self {
+    pub fn of(client: IpAddr, frontend: &Frontend, worker: usize) -> Self {
         if frontend.bans.contains(client, clock::coarse) {
             return Self::Denied { rule: frontend.firewall.count_ban(worker) };
         }

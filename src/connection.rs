@@ -120,35 +120,33 @@ pub fn admit(fd: OwnedFd, peer: SocketAddr, frontend: &Arc<Frontend>, worker: us
     let cells = frontend.cells.at(worker);
     cells.accepted.add(1);
     let resets = frontend.firewall.deny_action == DenyAction::Reset;
-    let admission = Admission::of(peer.ip(), frontend, worker);
-    let rule = admission.rule();
-    let reject = |fd, outcome, resets| {
+    let reject = |fd, rule, outcome, resets| {
         turn_away(fd, resets);
         cells.close(outcome, Duration::ZERO);
         Err(Rejected { client: peer, frontend, rule, outcome })
     };
-    let place = match admission {
-        Admission::Welcome { place, .. } => place,
-        Admission::Denied { .. } => return reject(fd, Outcome::Denied, resets),
-        Admission::Limited { .. } => return reject(fd, Outcome::Limited, true),
+    let (rule, place) = match Admission::of(peer.ip(), frontend, worker) {
+        Admission::Welcome { rule, place } => (rule, place),
+        Admission::Denied { rule } => return reject(fd, rule, Outcome::Denied, resets),
+        Admission::Limited { rule } => return reject(fd, rule, Outcome::Limited, true),
     };
     if frontend.proxy_protocol.as_ref().is_some_and(|required| !required.trusts(peer.ip())) {
         cells.proxy_failures.at(Failure::Untrusted).add(1);
         if let Some(watch) = &frontend.watch {
             watch.note(peer.ip(), Offence::Handshake);
         }
-        return reject(fd, Outcome::BadProxyHeader, resets);
+        return reject(fd, rule, Outcome::BadProxyHeader, resets);
     }
     let [process, listener] = &frontend.limits;
     let (Some(process), Some(listener)) = (process.take(), listener.take()) else {
-        return reject(fd, Outcome::MaxConnections, true);
+        return reject(fd, rule, Outcome::MaxConnections, true);
     };
     Ok(Admitted {
         fd,
         peer,
         frontend: Arc::clone(frontend),
         accepted: Instant::now(),
-        rule: Arc::clone(rule),
+        rule,
         places: Places { _house: [process, listener], _source: place },
     })
 }

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, ArcSwapOption};
+
 use crate::{
     bans::Bans,
     config::{self, BAN, DenyAction, ListenerLimits},
@@ -62,15 +64,25 @@ pub struct Common<'a> {
     pub ledger: &'a Ledger,
 }
 
-/// The rules of one listener with their counters.
+/// The firewall of one listener.
 #[derive(Debug)]
 pub struct Firewall {
-    table: Arc<Table>,
-    /// By the numbers that the table uses.
-    rules: Vec<CountedRule>,
-    default: CountedRule,
+    /// One place for the policies of all configurations. A connection keeps the policy that it began under, and would keep a
+    /// list of a million networks with it (traps L1).
+    rules: Arc<ArcSwap<Rules>>,
+    /// Its own, until they are in force.
+    next: ArcSwapOption<Rules>,
     ban: CountedRule,
     pub deny_action: DenyAction,
+}
+
+/// The rules of one listener with their counters.
+#[derive(Debug)]
+struct Rules {
+    table: Arc<Table>,
+    /// By the numbers that the table uses.
+    counted: Vec<CountedRule>,
+    default: CountedRule,
 }
 
 #[derive(Debug)]
@@ -128,9 +140,12 @@ impl Frontend {
         }
     }
 
-    /// Puts its limit in force, once it has taken its place.
+    /// Puts its limit and its rules in force, once it has taken its place.
     pub fn adopt(&self) {
         self.limits[1].set_most(self.most);
+        if let Some(rules) = self.firewall.next.swap(None) {
+            self.firewall.rules.store(rules);
+        }
     }
 
     fn own_sources(&self) -> Option<&Arc<Sources>> {
@@ -156,8 +171,9 @@ impl Frontend {
 }
 
 impl Firewall {
-    /// The rules that apply to one listener, counted by name.
-    pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry) -> Self {
+    /// The rules that apply to one listener, counted by name. Where `old` is replaced they wait for [`Frontend::adopt`], and
+    /// then who comes under `old` is judged by them too.
+    pub fn new(config: &config::Firewall, materials: &Materials, registry: &Registry, old: Option<&Self>) -> Self {
         let rules = materials.rules.iter().filter_map(|&index| config.rules.get(index)).map(|rule| {
             let action = match (rule.shadow, rule.action) {
                 (true, Action::Deny) => RuleAction::ShadowDeny,
@@ -171,33 +187,40 @@ impl Firewall {
             Action::Allow => RuleAction::Allow,
             Action::Deny => RuleAction::Deny,
         };
-        Self {
+        let rules = Arc::new(Rules {
             table: Arc::clone(&materials.table),
-            rules: rules.collect(),
+            counted: rules.collect(),
             default: CountedRule { name: "default".into(), cells: registry.rule("default", default) },
+        });
+        let (rules, next) = match old {
+            Some(old) => (Arc::clone(&old.rules), Some(rules)),
+            None => (Arc::new(ArcSwap::new(rules)), None),
+        };
+        Self {
+            rules,
+            next: ArcSwapOption::new(next),
             ban: CountedRule { name: BAN.into(), cells: registry.rule(BAN, RuleAction::Deny) },
             deny_action: config.deny_action,
         }
     }
 
     /// Judges a client and counts the verdict. The second part is the name of the deciding rule.
-    pub fn judge(&self, client: IpAddr, worker: usize) -> (Action, &Arc<str>) {
-        let verdict = self.table.verdict(client);
-        let rule = |index: u16| self.rules.get(usize::from(index));
+    pub fn judge(&self, client: IpAddr, worker: usize) -> (Action, Arc<str>) {
+        let rules = self.rules.load();
+        let verdict = rules.table.verdict(client);
+        let rule = |index: u16| rules.counted.get(usize::from(index));
         for shadow in verdict.shadows.iter().filter_map(|&index| rule(index)) {
             shadow.cells.at(worker).connections.add(1);
         }
-        let decided = verdict.rule.and_then(rule).unwrap_or(&self.default);
+        let decided = verdict.rule.and_then(rule).unwrap_or(&rules.default);
         decided.cells.at(worker).connections.add(1);
-        (verdict.action, &decided.name)
+        (verdict.action, Arc::clone(&decided.name))
     }
-}
 
-impl Firewall {
     /// Counts a client that is banned, and gives the name that stands for its rule.
-    pub fn count_ban(&self, worker: usize) -> &Arc<str> {
+    pub fn count_ban(&self, worker: usize) -> Arc<str> {
         self.ban.cells.at(worker).connections.add(1);
-        &self.ban.name
+        Arc::clone(&self.ban.name)
     }
 }
 

@@ -80,7 +80,8 @@ impl Site {
         for (listener, materials) in config.listeners.iter().zip(&loaded.listeners) {
             let Some(pool) = pools.iter().find(|pool| *pool.name == *listener.pool) else { continue };
             let old = old.and_then(|old| old.frontend(&listener.name)).map(|old| &**old);
-            let firewall = Firewall::new(&config.firewall, materials, registry);
+            let before = old.map(|old| &old.firewall);
+            let firewall = Firewall::new(&config.firewall, materials, registry, before);
             let before = old.and_then(|old| old.tls.as_ref());
             let tls = listener.tls.as_ref().map(|tls| policy(tls, materials, provider, before)).transpose()?;
             frontends.push(Arc::new(Frontend::new(listener, firewall, tls, Arc::clone(pool), &common, old)));

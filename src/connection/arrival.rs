@@ -33,19 +33,19 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    fn admit(&mut self, admission: Admission<'_>) -> Result<(), Outcome> {
+    fn admit(&mut self, admission: Admission) -> Result<(), Outcome> {
         match admission {
             Admission::Welcome { rule, place } => {
-                self.rule = Some(Arc::clone(rule));
+                self.rule = Some(rule);
                 self.place = place;
                 Ok(())
             }
             Admission::Denied { rule } => {
-                self.rule = Some(Arc::clone(rule));
+                self.rule = Some(rule);
                 Err(Outcome::Denied)
             }
             Admission::Limited { rule } => {
-                self.rule = Some(Arc::clone(rule));
+                self.rule = Some(rule);
                 Err(Outcome::Limited)
             }
         }

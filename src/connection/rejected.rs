@@ -19,7 +19,7 @@ pub struct Rejected<'f> {
     pub(super) client: SocketAddr,
     pub(super) frontend: &'f Frontend,
     /// That decided about its address.
-    pub(super) rule: &'f Arc<str>,
+    pub(super) rule: Arc<str>,
     pub(super) outcome: Outcome,
 }
 
@@ -43,7 +43,7 @@ impl Rejected<'_> {
             peer: None,
             sni: None,
             tls: None,
-            rule: Arc::clone(self.rule),
+            rule: Arc::clone(&self.rule),
             pool: Arc::clone(&self.frontend.pool.name),
             backend: None,
             attempts: 0,
