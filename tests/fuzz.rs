@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Random, client, full, hello::Hello};
+use sluicegate::firewall::find_in_list;
+
+use crate::{
+    proxy::vectors,
+    support::{Random, client, full, hello::Hello},
+};
 
 impl Random {
     /// A few changes: bytes, pieces that are left out or come twice, pieces of another input, words that mean something.
@@ -79,6 +84,40 @@ fn f3_s28_a_list_is_read_as_a_simple_reader_reads_it() {
     let words =
         ["0", "/", "::", ":", ".", "\n", "\r\n", "#", "ffff:", "::ffff:", "/0", "/32", "/128", "255", "%", " ", "01"];
     ask("networks", Vec::new(), &words, properties::networks);
+}
+
+#[test]
+fn f1_s28_a_network_that_ends_among_mapped_addresses_holds_none_of_them() {
+    for list in ["::/80\n", "::/0\n", "::fffe:0:0/95\n"] {
+        properties::networks(list.as_bytes());
+        let last = "::ffff:255.255.255.255".parse().unwrap();
+        assert_eq!(find_in_list(list.as_bytes(), last), None, "{list}");
+        assert!(find_in_list(format!("{list}255.0.0.0/8").as_bytes(), last).is_some());
+    }
+}
+
+#[test]
+fn p8_s28_a_header_is_decided_by_its_own_bytes_however_they_come() {
+    let accepted = vectors::accepted().into_iter().map(|(header, _)| header);
+    let more = accepted.chain(vectors::refused().into_iter().map(|(bytes, _)| bytes)).collect();
+    let words = [
+        "PROXY ",
+        "TCP4",
+        "TCP6",
+        "UNKNOWN",
+        " ",
+        "\r\n",
+        "\r\n\r\n\0\r\nQUIT\n",
+        "!\u{11}\0\u{c}",
+        "! \0\u{24}",
+        " \0\0\0",
+        "\u{3}\0\u{4}",
+        "\u{2}\0\u{1}x",
+        "::ffff:",
+        "65535",
+        "0",
+    ];
+    ask("proxy_protocol", more, &words, properties::header::proxy_protocol);
 }
 
 #[test]

@@ -165,10 +165,7 @@ pub fn auto_ban(file: &Automatic) -> AutoBan {
 
 /// What is written and does nothing.
 pub fn lint(file: &File, report: &mut Report) {
-    let listeners = || {
-        let own = file.listeners.iter().map(|listener| listener.limits.as_ref());
-        own.filter_map(|own| if let Some(Switch::On(own)) = own { Some(own) } else { None })
-    };
+    let listeners = || of_listeners(file);
     let everywhere = || file.firewall.limits.iter().chain(listeners());
     let mut told = |message: String, span: Range<usize>, label: &str, help: &str| {
         report.push(Diagnostic::warning(code::NO_EFFECT, message).at(span).label(label).help(help));
@@ -198,6 +195,32 @@ pub fn lint(file: &File, report: &mut Report) {
     }
 }
 
+/// Exempt networks that others of the same list cover.
+pub fn lint_exempt(file: &File, report: &mut Report) {
+    for exempt in file.firewall.limits.iter().chain(of_listeners(file)).filter_map(|limits| limits.exempt.as_ref()) {
+        // A network stands before all that it covers then, and of two that are equal the one that was written first.
+        let mut networks: Vec<_> = exempt.value.iter().collect();
+        networks.sort_by_key(|network| network.value);
+        let mut outer: Option<Cidr> = None;
+        for network in networks {
+            let own = network.value;
+            let Some(outer) = outer.filter(|outer| outer.covers(&own)) else {
+                outer = Some(own);
+                continue;
+            };
+            report.push_with(|| {
+                let (message, label) = if outer == own {
+                    (format!("{own} is twice in `exempt`"), "written before".to_owned())
+                } else {
+                    (format!("{own} has no effect beside {outer} in `exempt`"), format!("covered by {outer}"))
+                };
+                let told = Diagnostic::warning(code::NO_EFFECT, message).at(network.span.clone());
+                told.label(label).help("leave it out")
+            });
+        }
+    }
+}
+
 /// Balancers that connect for many clients and have the limits of one source.
 pub fn lint_balancers(file: &File, config: &Config, report: &mut Report) {
     for (written, listener) in file.listeners.iter().zip(&config.listeners) {
@@ -221,6 +244,12 @@ pub fn lint_balancers(file: &File, config: &Config, report: &mut Report) {
             );
         }
     }
+}
+
+/// Those that listeners have for themselves.
+fn of_listeners(file: &File) -> impl Iterator<Item = &Limits> {
+    let own = file.listeners.iter().map(|listener| listener.limits.as_ref());
+    own.filter_map(|own| if let Some(Switch::On(own)) = own { Some(own) } else { None })
 }
 
 fn nearest<T: Clone>(own: &Written<T>, general: &Written<T>) -> Written<T> {
@@ -294,6 +323,34 @@ mod tests {
         ] {
             assert_eq!(parsed(more).1, expected, "{more}");
         }
+    }
+
+    #[test]
+    fn an_exempt_network_inside_another_is_told() {
+        for (exempt, expected) in [
+            ("\"192.0.2.1\", \"192.0.2.0/24\"", vec!["192.0.2.1/32 has no effect beside 192.0.2.0/24 in `exempt`"]),
+            ("\"192.0.2.1\", \"192.0.2.1/32\"", vec!["192.0.2.1/32 is twice in `exempt`"]),
+            ("\"::ffff:192.0.2.0/120\", \"192.0.2.0/24\"", vec!["192.0.2.0/24 is twice in `exempt`"]),
+            // Behind one that is covered and beside it.
+            (
+                "\"10.0.0.0/8\", \"10.1.0.0/16\", \"10.2.0.0/16\", \"11.0.0.0/16\"",
+                vec![
+                    "10.1.0.0/16 has no effect beside 10.0.0.0/8 in `exempt`",
+                    "10.2.0.0/16 has no effect beside 10.0.0.0/8 in `exempt`",
+                ],
+            ),
+            ("\"::/0\", \"0.0.0.0/0\"", vec![]),
+            ("\"10.0.0.0/9\", \"10.128.0.0/9\"", vec![]),
+        ] {
+            let limits = format!("limits]\nconnections = 1\nexempt = [{exempt}]\n");
+            assert_eq!(parsed(&format!("[firewall.{limits}")).1, expected, "{exempt}");
+            assert_eq!(parsed(&format!("[listener.b.{limits}")).1, expected, "{exempt}");
+        }
+        // Each list is for itself: a listener's takes the place of the general one.
+        let (_, told) = parsed(
+            "[firewall.limits]\nconnections = 1\nexempt = \"10.0.0.0/8\"\n[listener.a.limits]\nexempt = \"10.1.0.0/16\"\n",
+        );
+        assert_eq!(told, Vec::<String>::new());
     }
 
     #[test]

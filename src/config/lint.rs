@@ -19,6 +19,7 @@ pub fn lint(file: &File, config: &Config, report: &mut Report) {
     pools(file, report);
     trust(file, report);
     limits::lint(file, report);
+    limits::lint_exempt(file, report);
     limits::lint_balancers(file, config, report);
     if let (Some(table), None | Some(false)) =
         (span(&file.firewall.offload_table), file.firewall.offload.as_ref().map(|offload| offload.value))

@@ -1,6 +1,11 @@
 //! Where things are written: from the keys of a value to its line.
 
-use toml::de::{DeTable, DeValue};
+use std::ops::Range;
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{lines::Lines, syntax::Tree};
 
@@ -24,7 +29,7 @@ pub struct Spot<'p> {
 enum Value<'p> {
     Nothing,
     Table(&'p DeTable<'p>),
-    Other(&'p DeValue<'p>),
+    Other(&'p Spanned<DeValue<'p>>),
 }
 
 impl<'t> Places<'t> {
@@ -45,28 +50,34 @@ impl Spot<'_> {
     pub fn key(self, key: &str) -> Self {
         let table = match self.value {
             Value::Table(table) => Some(table),
-            Value::Other(value) => value.as_table(),
+            Value::Other(value) => value.get_ref().as_table(),
             Value::Nothing => None,
         };
         let found = table.and_then(|table| table.get_key_value(key));
-        let value = found.map_or(Value::Nothing, |(_, value)| Value::Other(value.get_ref()));
+        let value = found.map_or(Value::Nothing, |(_, value)| Value::Other(value));
         Self { start: found.map(|(key, _)| key.span().start), value, ..self }
     }
 
     /// An entry of this list; a single value is a list of one.
     #[must_use]
     pub fn at(self, index: usize) -> Self {
-        let Value::Other(DeValue::Array(items)) = self.value else {
+        let items = if let Value::Other(value) = self.value { value.get_ref().as_array() } else { None };
+        let Some(items) = items else {
             return if index == 0 { self } else { Self { start: None, value: Value::Nothing, ..self } };
         };
         let found = items.get(index);
-        let value = found.map_or(Value::Nothing, |item| Value::Other(item.get_ref()));
+        let value = found.map_or(Value::Nothing, Value::Other);
         Self { start: found.map(|item| item.span().start), value, ..self }
     }
 
     /// Counts from 1; `None` if it is not written.
     pub fn line(&self) -> Option<usize> {
         self.start.map(|start| self.lines.line(start))
+    }
+
+    /// The value without its key, as bytes of the text; `None` if it is not written.
+    pub fn span(&self) -> Option<Range<usize>> {
+        if let Value::Other(value) = self.value { Some(value.span()) } else { None }
     }
 }
 
@@ -85,7 +96,9 @@ mod tests {
         assert_eq!(places.key("a").key("b.c").key("d").key("e").line(), Some(7));
         assert_eq!(places.key("t").at(1).key("x").line(), Some(12));
         assert_eq!(list.at(0).key("x").at(0).line(), Some(3), "a single value is a list of one");
+        let [many, one] = [list.at(1), list.at(0)].map(|table| table.key("x").at(0).span());
+        assert_eq!([many, one].map(|span| &text[span.unwrap()]), ["7", "1"]);
         let missing = [places.key("b"), list.at(2), list.at(0).key("y").key("z"), list.at(0).key("x").at(1)];
-        assert!(missing.iter().all(|spot| spot.line().is_none()));
+        assert!(missing.iter().all(|spot| spot.line().is_none() && spot.span().is_none()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Action, RuleSet};
+use super::{Action, RuleSet, Verdict};
 
 /// The deciding rule, and the shadow rules that matched before it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,6 +15,11 @@ pub struct Class {
 }
 
 impl Class {
+    pub fn verdict(&self) -> Verdict<'_> {
+        let Self { action, rule, shadows } = self;
+        Verdict { action: *action, rule: *rule, shadows }
+    }
+
     /// The class of addresses that match `index` besides everything that made this one.
     ///
     /// What is thrown away here can never matter again further in: a rule behind the deciding one stays behind it.

@@ -115,6 +115,15 @@ impl<A: Bits> Ranges<A> {
         block.and_then(|block| block.classes.get(place(&block.starts, address))).copied().unwrap_or(0)
     }
 
+    /// The class of every range that has an address from `first` to `last`; the same one comes several times.
+    pub fn classes_between(&self, first: A, last: A) -> impl Iterator<Item = u32> {
+        let at = self.blocks.partition_point(|block| block.starts[0] <= first).saturating_sub(1);
+        let blocks = self.blocks.get(at..).unwrap_or_default();
+        let ranges = blocks.iter().flat_map(|block| block.starts.into_iter().zip(block.classes));
+        let later = ranges.skip_while(move |(start, _)| *start <= first).take_while(move |(start, _)| *start <= last);
+        std::iter::once(self.class_of(first)).chain(later.map(|(_, class)| class))
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

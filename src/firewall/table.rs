@@ -83,15 +83,28 @@ impl Table {
             IpAddr::V4(ip) => self.v4.class_of(ip.to_bits()),
             IpAddr::V6(ip) => self.v6.class_of(ip.to_bits()),
         };
-        let Class { action, rule, shadows } = &self.classes[class as usize];
-        Verdict { action: *action, rule: *rule, shadows }
+        self.classes[class as usize].verdict()
+    }
+
+    /// Every verdict that some address of this network gets; the same one comes several times.
+    pub fn verdicts_in(&self, network: &Cidr) -> impl Iterator<Item = Verdict<'_>> {
+        let v4 = match (network.network(), network.last()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Some(self.v4.classes_between(first.to_bits(), last.to_bits())),
+            _ => None,
+        };
+        let v6 = match (network.network(), network.last()) {
+            (IpAddr::V6(first), IpAddr::V6(last)) => Some(self.v6.classes_between(first.to_bits(), last.to_bits())),
+            _ => None,
+        };
+        let classes = v4.into_iter().flatten().chain(v6.into_iter().flatten());
+        classes.filter_map(|class| self.classes.get(class as usize)).map(Class::verdict)
     }
 
     /// Every verdict that some address gets, once.
     pub fn verdicts(&self) -> impl Iterator<Item = Verdict<'_>> {
         let used: BTreeSet<u32> = self.v4.classes().chain(self.v6.classes()).collect();
         let numbered = (0..).zip(&self.classes).filter(move |(number, _)| used.contains(number));
-        numbered.map(|(_, Class { action, rule, shadows })| Verdict { action: *action, rule: *rule, shadows })
+        numbered.map(|(_, class)| class.verdict())
     }
 
     /// Every address that is denied, in ranges that do not overlap: IPv4, then IPv6. Those that a shadow rule matches first are

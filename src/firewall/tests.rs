@@ -186,6 +186,48 @@ fn f3_tables_of_many_blocks_agree_with_the_linear_matcher() {
 }
 
 #[test]
+fn the_verdicts_in_a_network_are_those_of_its_addresses() {
+    let mut random = Random(5);
+    let (mut one, mut several) = (0, 0);
+    for _ in 0..300 {
+        // All in the same 4,096 addresses, and enough of them for several blocks.
+        let mut network = |most_free: u64| {
+            let (low, free) = (random.below(4_096_u32), random.below(most_free + 1) as u8);
+            let (ip, width) = match random.below(2) {
+                0 => (IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 | low)), 32),
+                _ => (IpAddr::V6(Ipv6Addr::from_bits(0x2001 << 112 | u128::from(low))), 128),
+            };
+            Cidr::truncated(ip, width - free).unwrap().0
+        };
+        let mut rules: Vec<_> = (0..3).map(|_| (0..20).map(|_| network(7)).collect()).collect();
+        let asked: Vec<Cidr> = (0..20).map(|_| network(12)).collect();
+        let mut rule = |shadow| Rule { networks: rules.pop().unwrap(), action: random.action(), shadow };
+        let table = table(&[rule(false), rule(true), rule(false)], Action::Allow);
+        for network in asked {
+            let (v4, first) = bits(network.network());
+            let verdict = |ip: u128| {
+                let (four, six) = (Ipv4Addr::from_bits(ip as u32), Ipv6Addr::from_bits(ip));
+                table.verdict(if v4 { four.into() } else { six.into() })
+            };
+            let mut expected: Vec<_> =
+                (first..=bits(network.last()).1).map(verdict).map(|v| (v.rule, v.shadows)).collect();
+            let mut told: Vec<_> = table.verdicts_in(&network).map(|v| (v.rule, v.shadows)).collect();
+            for verdicts in [&mut expected, &mut told] {
+                verdicts.sort_unstable();
+                verdicts.dedup();
+            }
+            assert_eq!(told, expected, "{network}");
+            if told.len() == 1 { one += 1 } else { several += 1 }
+        }
+    }
+    assert!(one > 1_000 && several > 1_000, "{one} {several}: the cases are one-sided");
+    let all = Table::build(&[], Action::Deny);
+    for network in ["0.0.0.0/0", "::/0", "255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
+        assert_eq!(all.verdicts_in(&network.parse().unwrap()).count(), 1);
+    }
+}
+
+#[test]
 fn f2_overlapping_rules_are_decided_by_the_first() {
     let rules = [
         rule(Action::Allow, &["10.1.2.3"]),

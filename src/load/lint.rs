@@ -1,17 +1,21 @@
 //! Doubts about the firewall that only show when every list is read and the rules are compiled.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    ops::Range,
+    sync::Arc,
 };
 
 use super::Materials;
 use crate::{
     cidr::Cidr,
     config::{
-        Action, Config, Diagnostic, Listener, Located, Networks, Rule,
-        code::{DENIES_EVERYONE, DENIES_ITSELF, LIST_EMPTY, RULE_UNREACHABLE},
+        Action, Config, Diagnostic, Listener, ListenerLimits, Located, Networks, Rule,
+        code::{DENIES_EVERYONE, DENIES_ITSELF, LIST_EMPTY, NO_EFFECT, RULE_UNREACHABLE},
         diagnostic::Origin,
+        places::{Places, Spot},
     },
     firewall::Table,
 };
@@ -21,8 +25,9 @@ const ASKED: usize = 10_000;
 /// Names in one message.
 const NAMED: usize = 3;
 
-/// Notes them. `networks` are those of a rule.
+/// Notes them. `text` is what `config` was read from, `networks` are those of a rule.
 pub fn lint<'n>(
+    text: &str,
     config: &Config,
     listeners: &[Materials],
     networks: impl Fn(usize) -> &'n [Cidr],
@@ -41,6 +46,7 @@ pub fn lint<'n>(
         found.extend(denies.map(|(listener, _)| denies_everyone(listener)));
     }
     denies_itself(config, listeners, found);
+    denies_exempt(text, config, listeners, found);
 }
 
 /// The rules that decide about some address at some listener, or would if they were no shadows.
@@ -101,11 +107,7 @@ fn denies_everyone(listener: &Listener) -> Diagnostic {
 fn denies_itself(config: &Config, listeners: &[Materials], found: &mut Vec<Diagnostic>) {
     for (listener, materials) in config.listeners.iter().zip(listeners).filter(|(_, one)| admits(&one.table)) {
         let is_denied = |ip: IpAddr| materials.table.verdict(ip).action == Action::Deny;
-        let why = |ip: IpAddr| {
-            let number = materials.table.verdict(ip).rule.and_then(|rule| materials.rules.get(usize::from(rule)));
-            let rule = number.and_then(|index| config.firewall.rules.get(*index));
-            rule.map_or("by default".to_owned(), |rule| format!("by rule `{}`", rule.name))
-        };
+        let why = |ip: IpAddr| by_whom(config, materials, materials.table.verdict(ip).rule);
         let binds: Vec<_> = listener.binds.iter().map(|bind| bind.value.ip()).collect();
         if let [first, ..] = binds.as_slice()
             && binds.iter().all(|ip| ip.is_loopback() && is_denied(*ip))
@@ -125,6 +127,69 @@ fn denies_itself(config: &Config, listeners: &[Materials], found: &mut Vec<Diagn
             found.push(diagnostic.note(note).help(format!("allow {ip} here, or let the pool go to a backend")));
         }
     }
+}
+
+/// Networks of an `exempt` list that are denied wherever the list holds: limits are for those whom the rules let in.
+fn denies_exempt(text: &str, config: &Config, listeners: &[Materials], found: &mut Vec<Diagnostic>) {
+    let general = &config.firewall.limits.exempt;
+    let (mut everywhere, mut own) = (Vec::new(), Vec::new());
+    for (listener, materials) in config.listeners.iter().zip(listeners).filter(|(_, one)| admits(&one.table)) {
+        match &listener.limits {
+            ListenerLimits::Own(limits) if limits.exempt != *general => {
+                own.push((&listener.name, &limits.exempt, materials));
+            }
+            _ if everywhere.iter().any(|known: &&Materials| Arc::ptr_eq(&known.table, &materials.table)) => {}
+            _ => everywhere.push(materials),
+        }
+    }
+    // Reading the text again is for those who have such a network.
+    let places = LazyCell::new(|| Places::of(text));
+    found.extend(denied(config, general, &everywhere, |index| place(places.key("firewall"), index)));
+    for (name, exempt, materials) in own {
+        found.extend(denied(config, exempt, &[materials], |index| place(places.key("listener").key(name), index)));
+    }
+}
+
+/// Where an exempt network stands in the table that has the limits.
+fn place(table: Spot<'_>, index: usize) -> Option<Range<usize>> {
+    table.key("limits").key("exempt").at(index).span()
+}
+
+/// About those of one list, if there are some.
+fn denied(
+    config: &Config,
+    exempt: &[Cidr],
+    listeners: &[&Materials],
+    span: impl Fn(usize) -> Option<Range<usize>>,
+) -> Option<Diagnostic> {
+    let first = listeners.first()?;
+    let is_denied =
+        |table: &Table, network: &Cidr| table.verdicts_in(network).all(|verdict| verdict.action == Action::Deny);
+    let is_denied_everywhere = |network: &Cidr| listeners.iter().all(|one| is_denied(&one.table, network));
+    let mut denied = exempt.iter().enumerate().filter(|(_, network)| is_denied_everywhere(network));
+    let (index, network) = denied.next()?;
+    let rules: BTreeSet<_> = first.table.verdicts_in(network).map(|verdict| verdict.rule).collect();
+    let why = match rules.len() {
+        ..=NAMED => rules.iter().map(|rule| by_whom(config, first, *rule)).collect::<Vec<_>>().join(" and "),
+        _ => "by several rules".to_owned(),
+    };
+    let message = format!("{network} has no effect in `exempt`: all of it is denied");
+    let told = Diagnostic::warning(NO_EFFECT, message)
+        .at(span(index).unwrap_or_default())
+        .label(format!("denied {why}"))
+        .help("allow it, or leave it out: the limits come after the rules");
+    Some(match denied.count() {
+        0 => told,
+        1 => told.note("one more network of this list is denied"),
+        more => told.note(format!("{more} more networks of this list are denied")),
+    })
+}
+
+/// Who decided, as the last words of a sentence. `rule` is a number in the table of the listener.
+fn by_whom(config: &Config, materials: &Materials, rule: Option<u16>) -> String {
+    let index = rule.and_then(|rule| materials.rules.get(usize::from(rule)));
+    let rule = index.and_then(|index| config.firewall.rules.get(*index));
+    rule.map_or("by default".to_owned(), |rule| format!("by rule `{}`", rule.name))
 }
 
 /// Whether this address is certainly one that the listener takes connections at.

@@ -139,7 +139,7 @@ fn load_after(source: &Text, provider: &CryptoProvider, before: Option<Before<'_
         return Err(found);
     }
     let listeners = materials(&config, &lists, certificates, before.map(|before| before.loaded));
-    lint::lint(&config, &listeners, |rule| networks(&config, &lists, rule), &mut found);
+    lint::lint(&source.text, &config, &listeners, |rule| networks(&config, &lists, rule), &mut found);
     run_tests(&config, &listeners, &mut found);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);

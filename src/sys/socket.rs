@@ -204,6 +204,11 @@ impl Socket {
         bytes.is_ok_and(|bytes| bytes > 0)
     }
 
+    /// Whether a read may find something, as far as has been told.
+    pub fn may_be_readable(&self) -> bool {
+        self.fd.try_io(Interest::READABLE, |_| Ok(())).is_ok()
+    }
+
     /// Whether the kernel has connected this socket to itself: a port of our own range that nobody listens on can meet
     /// its own SYN (RFC 9293, section 3.5, simultaneous open).
     pub fn is_connected_to_itself(&self, target: SocketAddr) -> bool {
@@ -233,7 +238,7 @@ impl Socket {
     }
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, OwnedFd>>> {
-        if self.waits.get() && self.fd.try_io(Interest::READABLE, |_| Ok(())).is_err() {
+        if self.waits.get() && !self.may_be_readable() {
             return Poll::Pending;
         }
         // Out of budget, the runtime says "pending" without keeping the waker.

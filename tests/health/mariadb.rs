@@ -12,7 +12,11 @@ use std::{
 use tempfile::TempDir;
 
 use super::{is_up, transitions};
-use crate::support::{Gate, LATE, SOON, client, gate::backend, patient, programs, wait_until};
+use crate::support::{
+    Gate, LATE, Metrics, SOON, client,
+    gate::{backend, pool, word},
+    patient, programs, wait_until,
+};
 
 struct Programs {
     server: PathBuf,
@@ -35,7 +39,7 @@ impl Programs {
 }
 
 impl Database {
-    fn start(programs: &Programs, id: u16) -> Self {
+    fn start(programs: &Programs, id: u16, more: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
         let data = format!("--datadir={}", directory.path().join("data").display());
         // In a folder that is shared, one that starts removes the temporary tables of another.
@@ -61,6 +65,7 @@ impl Database {
             .arg(format!("--pid-file={}", directory.path().join("pid").display()))
             .args([&format!("--server-id={id}"), "--log-bin=bin", "--innodb-buffer-pool-size=16M"])
             .args(["--innodb-log-file-size=8M", "--skip-log-error", "--max-connections=50", "--connect-timeout=60"])
+            .args(more)
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -94,8 +99,8 @@ impl Drop for Database {
 
 /// Asks through the gate.
 fn ask(programs: &Programs, gate: SocketAddr, sql: &str) -> programs::Output {
-    let port = format!("-P{}", gate.port());
-    let arguments = ["--no-defaults", "-h127.0.0.1", &port, "-uapp", "-papp", "--skip-ssl", "-N", "-e", sql];
+    let (host, port) = (format!("-h{}", gate.ip()), format!("-P{}", gate.port()));
+    let arguments = ["--no-defaults", &host, &port, "-uapp", "-papp", "--skip-ssl", "-N", "-e", sql];
     programs::run(&programs.client, &arguments, Path::new("/"), b"")
 }
 
@@ -114,8 +119,8 @@ fn hold(address: SocketAddr) -> thread::JoinHandle<SystemTime> {
 fn b8_a_demoted_primary_loses_its_clients_at_once_and_the_new_one_gets_them() {
     let Some(programs) = Programs::find() else { return };
     let first = thread::scope(|scope| {
-        let second = scope.spawn(|| Database::start(&programs, 2));
-        (Database::start(&programs, 1), second.join().unwrap())
+        let second = scope.spawn(|| Database::start(&programs, 2, &[]));
+        (Database::start(&programs, 1, &[]), second.join().unwrap())
     });
     let (old, new) = first;
     old.sql(
@@ -163,6 +168,41 @@ fn b8_a_demoted_primary_loses_its_clients_at_once_and_the_new_one_gets_them() {
     assert!(transitions(&gate.metrics(), "down") >= 2 && !is_up_in(&gate, "writes", "old"));
     assert!(!gate.process.stderr.text().contains("hunter2"));
     gate.finish();
+}
+
+/// Each user may come from one address only: the client from the one that only the header tells, and the checks from their
+/// own.
+#[test]
+fn p9_a_database_behind_knows_the_client_and_lets_our_checks_in() {
+    const WHO: &str = "SELECT USER(), HOST FROM information_schema.processlist WHERE ID = CONNECTION_ID()";
+    let Some(programs) = Programs::find() else { return };
+    let database = Database::start(&programs, 1, &["--proxy-protocol-networks=127.0.0.1"]);
+    database.sql(
+        "CREATE USER app@'::1' IDENTIFIED BY 'app'; GRANT PROCESS ON *.* TO app@'::1'; \
+         CREATE USER checker@'127.0.0.1' IDENTIFIED BY 'hunter2'",
+    );
+    for version in ["off", "v1", "v2"] {
+        let check = "check = { type = \"mysql\", user = \"checker\", password = \"hunter2\", every = \"100ms\" }";
+        let listener = "[listener.db]\nbind = \"[::1]:0\"\npool = \"web\"\n";
+        let send = format!("send_proxy = \"{version}\"\n{check}");
+        let gate = Gate::plan(&[listener, &pool(&send, &[database.address])].concat()).checked().start();
+        let checks = |m: &Metrics, result| m.count("sluicegate_health_checks_total", &[("result", result)]);
+        let metrics = gate.wait_metrics("a few checks", |m| checks(m, "ok") >= 5);
+        assert_eq!(metrics.count("sluicegate_health_checks_total", &[]), checks(&metrics, "ok"), "{version}");
+        let answer = ask(&programs, gate.address("db"), WHO);
+        let client = word(&gate.wait_records(1)[0], "client");
+        if version == "off" {
+            assert!(answer.stderr.contains("Access denied for user 'app'@'127.0.0.1'"), "{}", answer.stderr);
+            continue;
+        }
+        let (ip, port) = client.rsplit_once(':').unwrap();
+        let ip = ip.trim_matches(['[', ']']);
+        assert_eq!(answer.stdout.trim(), format!("app@{ip}\t{ip}:{port}"), "{version} {}", answer.stderr);
+        assert_eq!(ip, "::1");
+        gate.finish();
+    }
+    // Whoever leaves without a word or is not understood is counted.
+    assert_eq!(database.sql("SHOW GLOBAL STATUS LIKE 'Aborted_clients'").trim(), "Aborted_clients\t0");
 }
 
 fn is_up_in(gate: &Gate, pool: &str, backend: &str) -> bool {

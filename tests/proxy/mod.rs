@@ -4,8 +4,9 @@ mod incoming;
 mod outgoing;
 mod peers;
 mod policy;
+mod terminators;
 #[path = "../../src/proxy_protocol/vectors.rs"]
-mod vectors;
+pub mod vectors;
 
 use std::{
     io::{Read, Write},

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::{
@@ -23,10 +24,10 @@ use crate::support::{
 };
 
 /// A program of others that serves on some ports of its own.
-struct Peer {
+pub struct Peer {
     child: Child,
     _directory: TempDir,
-    ports: Vec<SocketAddr>,
+    pub ports: Vec<SocketAddr>,
 }
 
 impl Peer {
@@ -62,7 +63,7 @@ impl Peer {
         }))
     }
 
-    fn start(count: usize, command: impl Fn(&Path, &[SocketAddr]) -> Command) -> Self {
+    pub fn start(count: usize, command: impl Fn(&Path, &[SocketAddr]) -> Command) -> Self {
         // A port may be taken by others meanwhile.
         let started = (0..5).find_map(|_| {
             let directory = TempDir::new().unwrap();
@@ -72,16 +73,12 @@ impl Peer {
             let mut command = command(directory.path(), &ports);
             let quiet =
                 command.current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut child = quiet.spawn().unwrap();
-            let serving = wait_for(SOON, || match child.try_wait().unwrap() {
+            let mut peer = Self { child: quiet.spawn().unwrap(), _directory: directory, ports };
+            let serving = wait_for(SOON, || match peer.child.try_wait().unwrap() {
                 Some(_) => Some(false),
-                None => ports.iter().all(|port| TcpStream::connect(port).is_ok()).then_some(true),
+                None => peer.ports.iter().all(|port| TcpStream::connect(port).is_ok()).then_some(true),
             });
-            if serving != Some(true) {
-                programs::end(&mut child);
-                return None;
-            }
-            Some(Self { child, _directory: directory, ports })
+            (serving == Some(true)).then_some(peer)
         });
         started.expect("a program on free ports")
     }
@@ -89,11 +86,14 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // Some have workers, which they end too when they are asked to.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        wait_for(SOON, || self.child.try_wait().unwrap());
         programs::end(&mut self.child);
     }
 }
 
-fn client() -> IpAddr {
+pub fn client() -> IpAddr {
     IpAddr::from([127, 0, 0, 77])
 }
 

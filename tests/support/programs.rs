@@ -12,13 +12,14 @@ use std::{
 use super::{LATE, wait_for};
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("mariadb", "mariadb-client"),
     ("mariadb-install-db", "mariadb-server"),
     ("mariadbd", "mariadb-server"),
     ("nft", "nftables"),
     ("setpriv", "util-linux"),
+    ("stunnel", "stunnel4"),
     ("systemd-analyze", "systemd"),
     ("systemd-socket-activate", "systemd"),
     ("unshare", "util-linux"),

@@ -108,7 +108,7 @@ impl TlsClient {
         if mem::take(&mut self.unread) {
             return Poll::Ready(parked);
         }
-        if self.read_length > MEDIUM_READ && backend.has_unsent() {
+        if self.read_length > MEDIUM_READ && self.socket.may_be_readable() && backend.has_unsent() {
             self.read_length = MEDIUM_READ;
         }
         let free = raw.get_mut(parked..parked + self.read_length).unwrap_or_default();

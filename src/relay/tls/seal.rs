@@ -84,7 +84,7 @@ impl TlsClient {
     /// Reads from the backend into slots with room for headers and tags. One slot is a plain recv.
     fn read_slots(&mut self, cx: &mut Context<'_>, backend: &Socket, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let layout = self.sealer.layout();
-        if self.slots > FEW_SLOTS && self.socket.has_unsent() {
+        if self.slots > FEW_SLOTS && backend.may_be_readable() && self.socket.has_unsent() {
             self.slots = FEW_SLOTS;
         }
         let room = self.slots * MAX_PLAIN;
