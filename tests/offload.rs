@@ -241,7 +241,7 @@ fn f11_who_is_banned_is_kept_out_by_the_kernel_until_the_ban_ends() {
     assert_eq!(packets(), 0, "there from the start");
     // A rule that allows does not help, and who is in already stays.
     run(&["ban", &one.to_string()]);
-    run(&["ban", &other.to_string(), "--for", "8s"]);
+    run(&["ban", &other.to_string(), "--for", "12s"]);
     wait_until(SOON, "the bans in the kernel", || knows(one) && knows(other));
     assert_kept_out(one, address, ErrorKind::TimedOut);
     assert_kept_out(other, address, ErrorKind::TimedOut);

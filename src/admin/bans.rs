@@ -106,9 +106,9 @@ impl Control {
         }
         self.may_change_bans()?;
         let ended = bans.remove(&networks, now);
+        let not_saved = self.warden.save().await.err();
         // Who may come again is not kept out by the kernel any more when this returns; new bans follow by themselves.
         self.offload.follow_bans().await;
-        let not_saved = self.warden.save().await.err();
         Ok(Unbanned { networks: ended.iter().map(ToString::to_string).collect(), not_saved })
     }
 

@@ -7,6 +7,13 @@ use crate::{bans::Bans, moment::Moment};
 /// Ranges that are given to the kernel at most: with each change all of them are given again, in half a second.
 pub const MOST: usize = 50_000;
 
+/// Each ban ends in the kernel so many seconds before it ends in user space: the kernel counts from when it has been told,
+/// and who may come again must not be kept out.
+const EARLY: u64 = 5;
+
+/// The kernel is told of no longer ones, 20 days in seconds: the program may count milliseconds in 31 bits.
+const LONGEST: u64 = 20 * 86_400;
+
 /// A range, and for how many seconds; `None` is until it is taken away.
 pub type Timed<A> = (A, A, Option<u64>);
 
@@ -22,14 +29,16 @@ pub struct Banned {
 }
 
 impl Banned {
-    /// Those that last longest, if there are too many. Each ends here a second or two before it ends in user space: who may
-    /// come again must not be kept out.
+    /// Those that last longest, if there are too many.
     pub fn of(bans: &Bans, now: Moment) -> Self {
         let snapshot = bans.snapshot(now);
         let mut banned = Self { change: snapshot.change, ..Self::default() };
         let seconds = |end: Option<Moment>| match end {
             None => Some(None),
-            Some(end) => Some(Some(end.since(now).as_secs().checked_sub(1).filter(|left| *left > 0)?)),
+            Some(end) => {
+                let left = end.since(now).as_secs().checked_sub(EARLY).filter(|left| *left > 0)?;
+                Some(Some(left.min(LONGEST)))
+            }
         };
         let ranges = snapshot.ranges.into_iter();
         let mut ranges: Vec<_> = ranges.filter_map(|(first, last, end)| Some((first, last, seconds(end)?))).collect();

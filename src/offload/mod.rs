@@ -66,6 +66,8 @@ struct State {
     /// A table of ours, of this process or of the one before: what it counts is counted here.
     table: Option<String>,
     refused: Option<Refusal>,
+    /// Another process has the table now.
+    is_handed_over: bool,
     /// Kept, so that their series stay.
     cells: HashMap<String, Arc<PerWorker<OffloadCells>>>,
 }
@@ -150,6 +152,9 @@ impl Offload {
     /// Whether everything is as it should be.
     async fn look(&self) {
         let mut state = self.state.lock().await;
+        if state.is_handed_over {
+            return;
+        }
         if state.applied.is_some() && !self.read(&mut state).await {
             // Somebody has emptied the packet filter, as a restart of its service does.
             warn!("the kernel has lost our firewall rules: they are given to it again");
@@ -160,12 +165,21 @@ impl Offload {
         }
     }
 
-    /// Reads what is counted, for the last time before somebody else does.
-    pub async fn read_now(&self) {
+    /// Reads what is counted, for the last time before another process does, and leaves the table to that one: what is under
+    /// way is waited for, and nothing is written any more.
+    pub async fn hand_over(&self) {
         let mut state = self.state.lock().await;
         if state.applied.is_some() {
             self.read(&mut state).await;
         }
+        state.is_handed_over = true;
+    }
+
+    /// The other process did not come to serve.
+    pub async fn take_back(&self) {
+        let mut state = self.state.lock().await;
+        state.is_handed_over = false;
+        self.ban(&mut state).await;
     }
 
     /// The table in the kernel, for the process that follows.
@@ -211,7 +225,16 @@ impl Offload {
 
     /// Changes who is banned, if that is not what the kernel knows.
     async fn ban(&self, state: &mut State) {
-        let Some(plan) = state.applied.clone() else { return };
+        if state.is_handed_over {
+            return;
+        }
+        let Some(plan) = state.applied.clone() else {
+            // A table that could not be changed may keep somebody out.
+            if state.refused.is_some() && state.table.is_some() {
+                self.apply(state).await;
+            }
+            return;
+        };
         let bans = Arc::clone(&state.bans);
         if state.banned.is_some_and(|banned| banned.change == *bans.changes().borrow()) {
             return;

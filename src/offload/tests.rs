@@ -86,13 +86,13 @@ fn who_is_banned_is_denied_for_as_long_as_the_ban_lasts() {
         end: end.map(|seconds| now.after(Duration::from_secs(seconds))),
     };
     let network = |text: &str| text.parse::<Cidr>().unwrap();
-    let ends = [("192.0.2.7", None), ("198.51.100.0/24", Some(60)), ("2001:db8::/32", Some(1))];
+    let ends = [("192.0.2.7", None), ("198.51.100.0/24", Some(60)), ("2001:db8::/32", Some(5))];
     bans.add(ends.map(|(text, end)| (network(text), ban(end))), now);
     let banned = Banned::of(&bans, now);
-    // What ends within two seconds is not worth it.
+    // What ends within five seconds is not worth it.
     assert_eq!((banned.change, banned.ranges(), banned.left_out), (1, 2, 0));
     let plan = plan();
-    let set = json!([{"elem": {"val": {"range": ["198.51.100.0", "198.51.100.255"]}, "timeout": 59}}]);
+    let set = json!([{"elem": {"val": {"range": ["198.51.100.0", "198.51.100.255"]}, "timeout": 55}}]);
     let whole = listed(&Script::to_replace(&plan, &banned, &Inventory::default()));
     assert_eq!(added_set(&whole)["elem"][0], "192.0.2.7");
     assert_eq!(added_set(&whole)["elem"][1], set[0]);
@@ -122,7 +122,7 @@ fn of_too_many_bans_those_that_last_longest_are_given() {
     bans.add((0..60_000_u32).map(|n| (address(n), ban(10 + u64::from(n % 6)))), now);
     let banned = Banned::of(&bans, now);
     assert_eq!((banned.ranges(), banned.left_out), (50_000, 10_000));
-    assert_eq!(banned.v4.iter().map(|(.., left)| left.unwrap()).min(), Some(10), "9 is for those that are left out");
+    assert_eq!(banned.v4.iter().map(|(.., left)| left.unwrap()).min(), Some(6), "5 is for those that are left out");
 }
 
 #[test]

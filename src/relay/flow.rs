@@ -108,7 +108,12 @@ impl Flow {
                 other => return other,
             }
         }
-        Step::Again
+        self.after_its_share()
+    }
+
+    /// When this poll has had enough: last bytes that wait for the FIN behind them must not wait for the next one.
+    pub(super) fn after_its_share(&self) -> Step {
+        self.source_ended.filter(|_| !self.has_parked()).map_or(Step::Again, Step::Ended)
     }
 
     /// Gives the sink what is parked. `Again` means that nothing is left and that the source may have more.

@@ -80,10 +80,11 @@ impl Governor {
         let mut successor = Successor::prepare(launch, &estate).await?;
         // From here on scrapes wait for the one whose counters go on.
         self.admin.shut().await;
-        self.offload.read_now().await;
+        self.offload.hand_over().await;
         let served = successor.go(self.registry.totals()).await;
         if let Err(reason) = served {
             drop(successor);
+            self.offload.take_back().await;
             self.admin.doors.send_replace(admin::Doors::Open);
             return Err(reason);
         }

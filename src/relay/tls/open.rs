@@ -96,7 +96,7 @@ impl TlsClient {
                 other => return other,
             }
         }
-        Step::Again
+        flow.after_its_share()
     }
 
     /// Puts what is parked and one read behind it into `raw`; says how many bytes are there.

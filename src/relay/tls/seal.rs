@@ -78,7 +78,7 @@ impl TlsClient {
                 }
             }
         }
-        Step::Again
+        if self.wants_write() { Step::Again } else { flow.after_its_share() }
     }
 
     /// Reads from the backend into slots with room for headers and tags. One slot is a plain recv.
