@@ -64,13 +64,14 @@ impl Table {
     pub fn build(rules: &[RuleSet<'_>], default: Action) -> Self {
         let rules = rules.get(..MAX_RULES).unwrap_or(rules);
         let mut classes = Classes::new(default);
-        let v4 = compile(rules, &mut classes, |cidr| match cidr.network() {
-            IpAddr::V4(first) => Some(first.to_bits()),
-            IpAddr::V6(_) => None,
-        });
+        // The family that takes more room for each first: what the second one needs comes on top (traps F6).
         let v6 = compile(rules, &mut classes, |cidr| match cidr.network() {
             IpAddr::V4(_) => None,
             IpAddr::V6(first) => Some(first.to_bits()),
+        });
+        let v4 = compile(rules, &mut classes, |cidr| match cidr.network() {
+            IpAddr::V4(first) => Some(first.to_bits()),
+            IpAddr::V6(_) => None,
         });
         Self { v4, v6, classes: classes.into_list() }
     }
